@@ -1,0 +1,1 @@
+// MartletBroker: see README.md of the target.

@@ -1,0 +1,1 @@
+// MartletClient: see README.md of the target.

@@ -1,0 +1,1 @@
+// MartletController: see README.md of the target.

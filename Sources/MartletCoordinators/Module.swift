@@ -1,0 +1,1 @@
+// MartletCoordinators: see README.md of the target.

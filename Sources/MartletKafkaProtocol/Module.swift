@@ -1,0 +1,1 @@
+// MartletKafkaProtocol: see README.md of the target.

@@ -1,0 +1,1 @@
+// MartletMarketData: see README.md of the target.

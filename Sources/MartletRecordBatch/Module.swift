@@ -1,0 +1,1 @@
+// MartletRecordBatch: see README.md of the target.

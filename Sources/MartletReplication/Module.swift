@@ -1,0 +1,1 @@
+// MartletReplication: see README.md of the target.

@@ -1,0 +1,1 @@
+// MartletStorage: see README.md of the target.

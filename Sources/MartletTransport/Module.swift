@@ -1,0 +1,1 @@
+// MartletTransport: see README.md of the target.
