@@ -1,1 +1,0 @@
-// MartletReplication: see README.md of the target.
