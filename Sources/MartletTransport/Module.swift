@@ -1,1 +1,0 @@
-// MartletTransport: see README.md of the target.

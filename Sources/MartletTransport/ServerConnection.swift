@@ -1,0 +1,338 @@
+internal import DequeModule
+package import Logging
+package import NIOCore
+
+/// Limits of one client connection; shared by all connections of a listener.
+package struct ConnectionLimits: Sendable {
+    /// Largest request in bytes without the length prefix; Kafka's `socket.request.max.bytes`.
+    package var requestByteLimit = 100 * 1024 * 1024
+    /// Requests of one connection that may be in work at once. Further ones stay in the socket.
+    package var inFlightLimit = 128
+    /// A connection without any traffic is closed after this; Kafka's `connections.max.idle.ms`.
+    package var idleLimit: TimeAmount = .minutes(10)
+    /// A frame must arrive whole within this time of its first byte (slow-loris).
+    package var partialFrameLimit: TimeAmount = .seconds(30)
+    /// Responses of at most this size are gathered into one write.
+    package var coalesceByteLimit = 64 * 1024
+
+    package init() {}
+}
+
+/// What a handler answers to one request.
+package enum ServerResponse {
+    /// One buffer that starts with the length prefix.
+    case buffer(ByteBuffer)
+    /// Buffers and file regions in order; the first starts with the length prefix.
+    case parts([ServerResponsePart])
+    /// Nothing is sent (Produce with acks=0).
+    case nothing
+    /// The connection is closed after everything before it is sent.
+    case close
+}
+
+package enum ServerResponsePart {
+    case bytes(ByteBuffer)
+    /// Sent with `sendfile`; the handle is closed after the write, whatever its outcome.
+    case file(NIOFileHandle, offset: Int64, byteCount: Int)
+}
+
+/// Receives the requests of connections, on the connection's loop.
+package protocol ServerRequestHandler: AnyObject {
+    /// One request without its length prefix. Must lead to exactly one `connection.respond(to: ticket…)`.
+    func requestReceived(_ frame: ByteBuffer, ticket: UInt64, connection: ServerConnection)
+    func connectionOpened(_ connection: ServerConnection)
+    func connectionClosed(_ connection: ServerConnection)
+}
+
+/// One client connection of a broker: cuts frames, keeps responses in the order of their requests, gathers
+/// them into few writes, and applies back pressure. Confined to its channel's event loop.
+package final class ServerConnection: ChannelInboundHandler {
+    package typealias InboundIn = ByteBuffer
+    package typealias OutboundOut = IOData
+
+    private enum Slot {
+        case waiting(reserved: Int)
+        case ready(ServerResponse)
+    }
+
+    /// Number of this connection within the process, for logs and as a key.
+    package let id: UInt64
+    package let loop: any EventLoop
+    package private(set) var localAddress: SocketAddress?
+    package private(set) var remoteAddress: SocketAddress?
+    /// Handlers keep what belongs to one connection here (sessions, client software names).
+    package var attachment: AnyObject?
+
+    private let handler: any ServerRequestHandler
+    private let limits: ConnectionLimits
+    private let budget: MemoryBudget
+    private let logger: Logger
+    private var context: ChannelHandlerContext?
+    private var accumulator: FrameAccumulator
+    private var slots = Deque<Slot>()
+    private var firstTicket: UInt64 = 0
+    private var output = ByteBuffer()
+    private var needsFlush = false
+    private var flushScheduled = false
+    private var isReading = false
+    private var readPaused = false
+    private var closing = false
+    private var partialReserved = 0
+    private var partialSince: NIODeadline?
+    private var lastActivity: NIODeadline
+
+    /// Smallest legal frame: api key, version, correlation id and a null client id.
+    private static let smallestFrame = 8
+
+    package init(
+        id: UInt64, loop: any EventLoop, handler: any ServerRequestHandler, limits: ConnectionLimits,
+        budget: MemoryBudget, logger: Logger
+    ) {
+        self.id = id
+        self.loop = loop
+        self.handler = handler
+        self.limits = limits
+        self.budget = budget
+        self.logger = logger
+        self.accumulator = FrameAccumulator(
+            frameLimit: limits.requestByteLimit, smallestFrame: Self.smallestFrame)
+        self.lastActivity = .now()
+    }
+
+    /// Requests received and not answered yet.
+    package var inFlightCount: Int { slots.count }
+
+    // MARK: Channel events
+
+    package func handlerAdded(context: ChannelHandlerContext) { self.context = context }
+
+    package func channelActive(context: ChannelHandlerContext) {
+        self.context = context
+        localAddress = context.localAddress
+        remoteAddress = context.remoteAddress
+        handler.connectionOpened(self)
+        context.fireChannelActive()
+    }
+
+    package func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+        guard !closing else { return }
+        isReading = true
+        lastActivity = .now()
+        accumulator.append(unwrapInboundIn(data))
+        drain()
+    }
+
+    package func channelReadComplete(context: ChannelHandlerContext) {
+        isReading = false
+        flushNow()
+        updateReading()
+    }
+
+    package func channelWritabilityChanged(context: ChannelHandlerContext) {
+        if context.channel.isWritable { drain() }
+        updateReading()
+        context.fireChannelWritabilityChanged()
+    }
+
+    package func channelInactive(context: ChannelHandlerContext) {
+        closing = true
+        var release = partialReserved
+        partialReserved = 0
+        for slot in slots {
+            if case .waiting(let reserved) = slot { release += reserved }
+        }
+        if release > 0 { budget.release(release) }
+        slots.removeAll()
+        handler.connectionClosed(self)
+        context.fireChannelInactive()
+    }
+
+    package func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        logger.debug("connection failed", metadata: ["connection": "\(id)", "error": "\(error)"])
+        closing = true
+        context.close(promise: nil)
+    }
+
+    // MARK: Requests
+
+    /// Closes the connection with one log line, after the responses before it are sent.
+    package func reject(_ reason: String) {
+        guard !closing else { return }
+        logger.warning(
+            "connection closed",
+            metadata: ["connection": "\(id)", "peer": "\(remoteAddress?.description ?? "?")", "cause": "\(reason)"])
+        closing = true
+        flushNow()
+        context?.close(promise: nil)
+    }
+
+    private func drain() {
+        do {
+            while !closing, slots.count < limits.inFlightLimit, context?.channel.isWritable == true {
+                guard let frame = try accumulator.next() else { break }
+                let bytes = frame.readableBytes
+                budget.reserve(bytes)
+                slots.append(.waiting(reserved: bytes))
+                handler.requestReceived(frame, ticket: firstTicket + UInt64(slots.count - 1), connection: self)
+            }
+        } catch {
+            reject(error.description)
+            return
+        }
+        let held = accumulator.partialByteCount
+        if held != partialReserved {
+            if held > partialReserved {
+                budget.reserve(held - partialReserved)
+            } else {
+                budget.release(partialReserved - held)
+            }
+            partialReserved = held
+        }
+        if held == 0 {
+            partialSince = nil
+        } else if partialSince == nil {
+            partialSince = lastActivity
+        }
+    }
+
+    /// Answers one request. Tickets may be answered in any order; the bytes go out in request order.
+    /// Call on ``loop``; a ticket of a connection that has closed meanwhile is ignored.
+    package func respond(to ticket: UInt64, _ response: ServerResponse) {
+        guard !slots.isEmpty, ticket >= firstTicket else {
+            discard(response)
+            return
+        }
+        let index = Int(ticket - firstTicket)
+        guard index < slots.count, case .waiting(let reserved) = slots[index] else {
+            discard(response)
+            return
+        }
+        budget.release(reserved)
+        slots[index] = .ready(response)
+        guard index == 0 else { return }
+        while case .ready(let next)? = slots.first {
+            slots.removeFirst()
+            firstTicket += 1
+            emit(next)
+        }
+        scheduleFlush()
+    }
+
+    private func emit(_ response: ServerResponse) {
+        guard let context, !closing else {
+            discard(response)
+            return
+        }
+        switch response {
+        case .nothing:
+            break
+        case .close:
+            closing = true
+            writeOutput(context)
+            context.writeAndFlush(wrapOutboundOut(.byteBuffer(ByteBuffer())), promise: nil)
+            context.close(promise: nil)
+        case .buffer(let buffer):
+            writeBytes(buffer, context)
+        case .parts(let parts):
+            for part in parts {
+                switch part {
+                case .bytes(let buffer):
+                    writeBytes(buffer, context)
+                case .file(let handle, let offset, let byteCount):
+                    writeOutput(context)
+                    let region = FileRegion(
+                        fileHandle: handle, readerIndex: Int(offset), endIndex: Int(offset) + byteCount)
+                    let written = context.eventLoop.makePromise(of: Void.self)
+                    written.futureResult.whenComplete { [logger] _ in Self.close(handle, logger) }
+                    context.write(wrapOutboundOut(.fileRegion(region)), promise: written)
+                    needsFlush = true
+                }
+            }
+        }
+    }
+
+    private func writeBytes(_ buffer: ByteBuffer, _ context: ChannelHandlerContext) {
+        if buffer.readableBytes > limits.coalesceByteLimit {
+            writeOutput(context)
+            context.write(wrapOutboundOut(.byteBuffer(buffer)), promise: nil)
+            needsFlush = true
+        } else {
+            output.writeImmutableBuffer(buffer)
+        }
+    }
+
+    private func writeOutput(_ context: ChannelHandlerContext) {
+        guard output.readableBytes > 0 else { return }
+        context.write(wrapOutboundOut(.byteBuffer(output)), promise: nil)
+        output = ByteBuffer()
+        needsFlush = true
+    }
+
+    private func scheduleFlush() {
+        // While a read is being worked on, channelReadComplete flushes for all its responses together.
+        guard !isReading, !flushScheduled else { return }
+        flushScheduled = true
+        loop.assumeIsolated().execute {
+            self.flushScheduled = false
+            self.drain()
+            self.flushNow()
+            self.updateReading()
+        }
+    }
+
+    private func flushNow() {
+        guard let context else { return }
+        writeOutput(context)
+        if needsFlush {
+            needsFlush = false
+            context.flush()
+        }
+    }
+
+    private func updateReading() {
+        guard let context, !closing else { return }
+        let pause = slots.count >= limits.inFlightLimit || !context.channel.isWritable || !budget.hasRoom
+        guard pause != readPaused else { return }
+        readPaused = pause
+        context.channel.setOption(.autoRead, value: !pause).whenFailure { [logger] error in
+            logger.debug("cannot change reading", metadata: ["error": "\(error)"])
+        }
+    }
+
+    /// Called by the loop's sweeper about once a second: resumes reading when memory is free again, closes
+    /// connections that idle or that never finish a frame.
+    package func sweep(now: NIODeadline) {
+        guard !closing else { return }
+        if let since = partialSince, now - since > limits.partialFrameLimit {
+            reject("a request did not arrive whole within \(limits.partialFrameLimit.nanoseconds / 1_000_000_000) s")
+        } else if slots.isEmpty, now - lastActivity > limits.idleLimit {
+            logger.debug("idle connection closed", metadata: ["connection": "\(id)"])
+            closing = true
+            context?.close(promise: nil)
+        } else if readPaused {
+            drain()
+            updateReading()
+        }
+    }
+
+    /// Closes the connection now; used on shutdown.
+    package func shutDown() {
+        guard !closing else { return }
+        closing = true
+        flushNow()
+        context?.close(promise: nil)
+    }
+
+    private func discard(_ response: ServerResponse) {
+        guard case .parts(let parts) = response else { return }
+        for case .file(let handle, _, _) in parts { Self.close(handle, logger) }
+    }
+
+    private static func close(_ handle: NIOFileHandle, _ logger: Logger) {
+        do {
+            try handle.close()
+        } catch {
+            logger.debug("cannot close a file handle", metadata: ["error": "\(error)"])
+        }
+    }
+}
