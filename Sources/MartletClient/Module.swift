@@ -1,1 +1,0 @@
-// MartletClient: see README.md of the target.
