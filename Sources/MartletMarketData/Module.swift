@@ -1,1 +1,0 @@
-// MartletMarketData: see README.md of the target.
