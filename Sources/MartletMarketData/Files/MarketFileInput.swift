@@ -1,5 +1,5 @@
 import CMartletZlib
-public import NIOCore
+import NIOCore
 
 #if canImport(Glibc)
 import Glibc

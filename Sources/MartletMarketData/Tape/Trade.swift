@@ -1,3 +1,5 @@
+import NIOCore
+
 /// One print of the trade tape, whatever feed it came from.
 public struct Trade: Hashable, Sendable {
     public enum Kind: String, Hashable, Sendable {
