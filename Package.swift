@@ -113,7 +113,7 @@ let package = Package(
         .target(
             name: "MartletMarketData",
             dependencies: ["MartletLogModel", "MartletClient", "CMartletZlib", "CMartletPlatform", nioCore],
-            swiftSettings: relaxed),
+            exclude: ["README.md"], swiftSettings: relaxed),
 
         // Tools.
         .executableTarget(

@@ -10,6 +10,8 @@ import Testing
         for (text, nanoseconds) in [
             ("34200.017459617", 34_200_017_459_617), ("34200.18960767", 34_200_189_607_670), ("0", 0),
             ("57599.", 57_599_000_000_000), ("1.1", 1_100_000_000),
+            // Binary-fraction noise of a real file.
+            ("43002.632812672004", 43_002_632_812_672),
         ] as [(String, Int64)] {
             #expect(try message("\(text),1,5,10,100,1").nanoseconds == nanoseconds)
         }
@@ -17,7 +19,7 @@ import Testing
 
     @Test func `a line that is not a message names the field`() {
         for (line, field) in [
-            ("", "time"), ("abc,1,2,3,4,1", "time"), ("1.0123456789,1,2,3,4,1", "time"), ("1.5", "time"),
+            ("", "time"), ("abc,1,2,3,4,1", "time"), ("1.0123456789012345678,1,2,3,4,1", "time"), ("1.5", "time"),
             ("1.5,x,2,3,4,1", "type"), ("1.5,8,2,3,4,1", "type 8"), ("1.5,1,,3,4,1", "order id"),
             ("1.5,1,2,3.5,4,1", "size"), ("1.5,1,2,3", "size"), ("1.5,1,2,3,4,0", "direction"),
             ("1.5,1,2,3,1234567890123456789,1", "price"), ("1.5,1,2,3,4", "price"), ("1.5,1,2,3,--4,1", "price"),

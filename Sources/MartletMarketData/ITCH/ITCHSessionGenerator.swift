@@ -174,7 +174,7 @@ public struct ITCHSessionGenerator: Sequence, IteratorProtocol {
         let meanGap = 1_000_000_000 / plan.messagesPerSecond
         // Nine gaps in ten are short and one is long: bursts with the wanted mean.
         nanoseconds += Int64(
-            random.below(10) == 0 ? random.below(meanGap * 16 + 1) : random.below(max(1, meanGap * 4 / 9) + 1))
+            random.below(10) == 0 ? random.below(meanGap * 16 + 1) : random.below(Swift.max(1, meanGap * 4 / 9) + 1))
         // The smaller of two draws: the first symbols trade most, as on a real day.
         let which = Swift.min(random.below(books.count), random.below(books.count))
         let side: Side = random.below(2) == 0 ? .buy : .sell

@@ -29,42 +29,64 @@ public struct LOBSTERMessage: Hashable, Sendable {
 
     /// Parses a line; throws naming the field that is wrong.
     public init(_ bytes: ByteBuffer) throws(MarketDataError) {
-        var parser = LineParser(bytes: bytes)
         self.bytes = bytes
-        nanoseconds = try parser.time()
-        let code = try parser.integer("type")
-        guard let kind = Kind(rawValue: code) else {
-            throw MarketDataError(.badContent, cause: "type \(code) is not one of 1 to 7")
+        // SAFETY: the pointer does not leave the closure; the parser indexes it only below `count`.
+        let outcome = bytes.withUnsafeReadableBytes { raw -> Result<LineFields, MarketDataError> in
+            var parser = LineParser(bytes: raw)
+            return Result { () throws(MarketDataError) in try parser.fields() }
         }
-        self.kind = kind
-        orderID = try parser.integer("order id")
-        size = try parser.integer("size")
-        price = try parser.integer("price")
-        let direction = try parser.integer("direction", isLast: true)
-        guard direction == 1 || direction == -1 else {
-            throw MarketDataError(.badContent, cause: "direction \(direction) is neither 1 nor -1")
-        }
-        restingSide = direction == 1 ? .buy : .sell
+        let fields = try outcome.get()
+        nanoseconds = fields.nanoseconds
+        kind = fields.kind
+        orderID = fields.orderID
+        size = fields.size
+        price = fields.price
+        restingSide = fields.restingSide
     }
 
     public static func == (left: LOBSTERMessage, right: LOBSTERMessage) -> Bool { left.bytes == right.bytes }
     public func hash(into hasher: inout Hasher) { hasher.combine(bytes) }
 }
 
+/// The numbers of one line.
+private struct LineFields {
+    var nanoseconds: Int64
+    var kind: LOBSTERMessage.Kind
+    var orderID: Int64
+    var size: Int64
+    var price: Int64
+    var restingSide: Side
+}
+
 /// Walks the comma-separated fields of one line.
 private struct LineParser {
-    let bytes: ByteBuffer
-    var index: Int
+    let bytes: UnsafeRawBufferPointer
+    var index = 0
 
-    init(bytes: ByteBuffer) {
-        self.bytes = bytes
-        index = bytes.readerIndex
+    init(bytes: UnsafeRawBufferPointer) { self.bytes = bytes }
+
+    mutating func fields() throws(MarketDataError) -> LineFields {
+        let nanoseconds = try time()
+        let code = try integer("type")
+        guard let kind = LOBSTERMessage.Kind(rawValue: code) else {
+            throw MarketDataError(.badContent, cause: "type \(code) is not one of 1 to 7")
+        }
+        let orderID = try integer("order id")
+        let size = try integer("size")
+        let price = try integer("price")
+        let direction = try integer("direction", isLast: true)
+        guard direction == 1 || direction == -1 else {
+            throw MarketDataError(.badContent, cause: "direction \(direction) is neither 1 nor -1")
+        }
+        return LineFields(
+            nanoseconds: nanoseconds, kind: kind, orderID: orderID, size: size, price: price,
+            restingSide: direction == 1 ? .buy : .sell)
     }
 
     private mutating func next() -> UInt8? {
-        guard index < bytes.writerIndex, let byte = bytes.getInteger(at: index, as: UInt8.self) else { return nil }
+        guard index < bytes.count else { return nil }
         index += 1
-        return byte
+        return bytes[index - 1]
     }
 
     mutating func integer(_ name: String, isLast: Bool = false) throws(MarketDataError) -> Int64 {
@@ -88,7 +110,11 @@ private struct LineParser {
         }
     }
 
-    /// Seconds with up to nine decimals, as nanoseconds.
+    /// Most decimals accepted in a time. Real files print some times through binary fractions, with up to
+    /// twelve decimals (`43002.632812672004`); what follows the ninth is noise and is dropped.
+    static let decimalLimit = 18
+
+    /// Seconds as nanoseconds.
     mutating func time() throws(MarketDataError) -> Int64 {
         var seconds: Int64 = 0
         var fraction: Int64 = 0
@@ -99,8 +125,10 @@ private struct LineParser {
             switch byte {
             case .some(let digit) where (48...57).contains(digit):
                 if let count = places {
-                    guard count < 9 else { throw bad("time", "has more than nine decimals") }
-                    fraction = fraction * 10 + Int64(digit - 48)
+                    guard count < Self.decimalLimit else {
+                        throw bad("time", "has more than \(Self.decimalLimit) decimals")
+                    }
+                    if count < 9 { fraction = fraction * 10 + Int64(digit - 48) }
                     places = count + 1
                 } else {
                     digits += 1
@@ -109,7 +137,7 @@ private struct LineParser {
                 }
             case UInt8(ascii: ".") where places == nil && digits > 0: places = 0
             case UInt8(ascii: ",") where digits > 0:
-                for _ in (places ?? 0)..<9 { fraction *= 10 }
+                for _ in min(places ?? 0, 9)..<9 { fraction *= 10 }
                 return seconds * 1_000_000_000 + fraction
             case _: throw bad("time", "is not a number of seconds")
             }
