@@ -60,7 +60,7 @@ let package = Package(
         .target(
             name: "MartletRecordBatch",
             dependencies: ["MartletLogModel", "CMartletChecksum", "CMartletZlib", "CMartletPlatform", nioCore],
-            swiftSettings: relaxed),
+            exclude: ["README.md"], swiftSettings: relaxed),
         .target(
             name: "MartletKafkaProtocol",
             dependencies: ["MartletLogModel", nioCore],

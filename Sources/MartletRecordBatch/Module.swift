@@ -1,1 +1,0 @@
-// MartletRecordBatch: see README.md of the target.
