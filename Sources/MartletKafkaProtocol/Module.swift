@@ -1,1 +1,0 @@
-// MartletKafkaProtocol: see README.md of the target.
