@@ -27,6 +27,7 @@ let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "
 let lifecycleSignals: Target.Dependency = .product(name: "UnixSignals", package: "swift-service-lifecycle")
 let argumentParser: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
 let orderedCollections: Target.Dependency = .product(name: "OrderedCollections", package: "swift-collections")
+let hashTrees: Target.Dependency = .product(name: "HashTreeCollections", package: "swift-collections")
 let deque: Target.Dependency = .product(name: "DequeModule", package: "swift-collections")
 let histogram: Target.Dependency = .product(name: "Histogram", package: "hdrhistogram-swift")
 
@@ -73,7 +74,7 @@ let package = Package(
             swiftSettings: house),
         .target(
             name: "MartletController",
-            dependencies: ["MartletLogModel", "MartletKafkaProtocol", nioCore, orderedCollections],
+            dependencies: ["MartletLogModel", "MartletKafkaProtocol", nioCore, orderedCollections, hashTrees],
             swiftSettings: house),
         .target(
             name: "MartletCoordinators",

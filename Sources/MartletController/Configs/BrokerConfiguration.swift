@@ -1,0 +1,69 @@
+/// Effective broker configurations that the cores and the handlers above them read as numbers.
+package struct BrokerConfiguration: Sendable, Equatable {
+    package var autoCreateTopics: Bool
+    package var deleteTopicEnable: Bool
+    package var defaultPartitionCount: Int32
+    /// `nil`: 3 in a cluster of three or more brokers, else 1.
+    package var defaultReplicationFactor: Int16?
+    package var fetchMaxBytes: Int
+    package var fetchSessionSlots: Int
+    package var groupInitialRebalanceDelayMilliseconds: Int64
+    package var groupMaxSessionTimeoutMilliseconds: Int32
+    package var groupMinSessionTimeoutMilliseconds: Int32
+    package var groupMaxSize: Int
+    package var offsetMetadataMaxBytes: Int
+    /// `nil`: committed offsets are kept as long as their topic keeps its records.
+    package var offsetsRetentionMilliseconds: Int64?
+    package var offsetsRetentionCheckIntervalMilliseconds: Int64
+    package var offsetsTopicPartitionCount: Int32
+    package var offsetsTopicReplicationFactor: Int16?
+    package var offsetsTopicSegmentBytes: Int
+    package var producerIDExpirationMilliseconds: Int64
+    package var logCleanerBackoffMilliseconds: Int64
+    package var logRetentionCheckIntervalMilliseconds: Int64
+    package var connectionsMaxIdleMilliseconds: Int64?
+    package var maxConnections: Int
+    package var maxConnectionsPerIP: Int
+    package var socketRequestMaxBytes: Int
+    package var queuedMaxRequestBytes: Int?
+
+    package init(_ values: BrokerConfigValues) {
+        func text(_ name: String) -> String? {
+            guard let definition = BrokerConfigTable.table[name] else {
+                preconditionFailure("no broker configuration \(name)")
+            }
+            guard let value = values.resolve(definition).value, definition.problem(with: value) == nil else {
+                return definition.defaultValue
+            }
+            return definition.normalized(value)
+        }
+        func optional(_ name: String) -> Int64? { text(name).flatMap(Int64.init).flatMap { $0 < 0 ? nil : $0 } }
+        func number(_ name: String) -> Int64 { text(name).flatMap(Int64.init) ?? 0 }
+
+        autoCreateTopics = text(BrokerConfigName.autoCreateTopics) == "true"
+        deleteTopicEnable = text(BrokerConfigName.deleteTopicEnable) == "true"
+        defaultPartitionCount = Int32(clamping: number(BrokerConfigName.numPartitions))
+        defaultReplicationFactor = optional(BrokerConfigName.defaultReplicationFactor).map { Int16(clamping: $0) }
+        fetchMaxBytes = Int(number(BrokerConfigName.fetchMaxBytes))
+        fetchSessionSlots = Int(number(BrokerConfigName.fetchSessionSlots))
+        groupInitialRebalanceDelayMilliseconds = number(BrokerConfigName.groupInitialRebalanceDelay)
+        groupMaxSessionTimeoutMilliseconds = Int32(clamping: number(BrokerConfigName.groupMaxSessionTimeout))
+        groupMinSessionTimeoutMilliseconds = Int32(clamping: number(BrokerConfigName.groupMinSessionTimeout))
+        groupMaxSize = Int(number(BrokerConfigName.groupMaxSize))
+        offsetMetadataMaxBytes = Int(number(BrokerConfigName.offsetMetadataMaxBytes))
+        offsetsRetentionMilliseconds = optional(BrokerConfigName.offsetsRetentionMinutes).map { $0 * 60_000 }
+        offsetsRetentionCheckIntervalMilliseconds = number(BrokerConfigName.offsetsRetentionCheckInterval)
+        offsetsTopicPartitionCount = Int32(clamping: number(BrokerConfigName.offsetsTopicPartitions))
+        offsetsTopicReplicationFactor =
+            optional(BrokerConfigName.offsetsTopicReplicationFactor).map { Int16(clamping: $0) }
+        offsetsTopicSegmentBytes = Int(number(BrokerConfigName.offsetsTopicSegmentBytes))
+        producerIDExpirationMilliseconds = number(BrokerConfigName.producerIDExpiration)
+        logCleanerBackoffMilliseconds = number(BrokerConfigName.logCleanerBackoff)
+        logRetentionCheckIntervalMilliseconds = number(BrokerConfigName.logRetentionCheckInterval)
+        connectionsMaxIdleMilliseconds = optional(BrokerConfigName.connectionsMaxIdle)
+        maxConnections = Int(number(BrokerConfigName.maxConnections))
+        maxConnectionsPerIP = Int(number(BrokerConfigName.maxConnectionsPerIP))
+        socketRequestMaxBytes = Int(number(BrokerConfigName.socketRequestMaxBytes))
+        queuedMaxRequestBytes = optional(BrokerConfigName.queuedMaxRequestBytes).map { Int($0) }
+    }
+}

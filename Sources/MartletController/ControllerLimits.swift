@@ -1,0 +1,20 @@
+/// Bounds of the controller's state. They protect memory against a mistaken or hostile client and are far
+/// above what one machine serves; raising one needs the memory figure of `Tools/bench` to follow.
+package enum ControllerLimits {
+    /// Topics in the cluster: about 1 KiB of memory each in every broker's image.
+    package static let topicCountLimit = 200_000
+    /// Partitions in the cluster: about 200 bytes each in every image; the design aims at a million.
+    package static let partitionCountLimit = 1_000_000
+    /// Partitions of one topic; one request creates them as one batch of records that is flushed at once.
+    package static let partitionsPerTopicLimit = 100_000
+    /// Partitions one request may create, over all its topics: bounds the size of one metadata append.
+    package static let partitionsPerRequestLimit = 100_000
+    /// Replicas of a partition; assignments beyond it are refused before anything is reserved.
+    package static let replicationFactorLimit = 100
+    /// Bytes of one configuration value.
+    package static let configValueBytesLimit = 32_768
+    /// Producer ids handed to a broker at a time: one metadata append per this many producers.
+    package static let producerIDBlockSize: Int64 = 1_000
+    /// Brokers in the cluster.
+    package static let brokerCountLimit = 10_000
+}

@@ -1,0 +1,21 @@
+/// Features of the Kafka 4.3 profile and the levels at which a new cluster starts. A level rises only when the
+/// code behind it is proven: clients switch behaviour on it (KIP-584, KIP-890).
+package enum Features {
+    package static let metadataVersion = "metadata.version"
+    package static let transactionVersion = "transaction.version"
+    package static let groupVersion = "group.version"
+
+    /// `metadata.version` of Kafka 4.3 (4.3-IV0); 7 (3.3-IV3) is the oldest that Kafka 4 can read.
+    package static let metadataVersionRange: ClosedRange<Int16> = 7...30
+
+    /// Levels this broker can work with. `kraft.version` 0 is the static quorum of one.
+    package static let supported: [FeatureRange] = [
+        .init(name: "kraft.version", minimum: 0, maximum: 0),
+        .init(name: metadataVersion, minimum: metadataVersionRange.lowerBound, maximum: metadataVersionRange.upperBound),
+    ]
+
+    /// Finalized levels of a new cluster.
+    static let atBootstrap: [(name: String, level: Int16)] = [
+        (metadataVersion, metadataVersionRange.upperBound)
+    ]
+}

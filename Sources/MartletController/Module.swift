@@ -1,1 +1,0 @@
-// MartletController: see README.md of the target.
