@@ -75,7 +75,7 @@ let package = Package(
         .target(
             name: "MartletController",
             dependencies: ["MartletLogModel", "MartletKafkaProtocol", nioCore, orderedCollections, hashTrees],
-            swiftSettings: house),
+            exclude: ["README.md"], swiftSettings: house),
         .target(
             name: "MartletCoordinators",
             dependencies: ["MartletLogModel", "MartletKafkaProtocol", nioCore, orderedCollections],

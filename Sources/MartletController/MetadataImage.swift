@@ -1,4 +1,4 @@
-package import HashTreeCollections
+import HashTreeCollections
 package import MartletLogModel
 
 /// One replica set and its leadership, as all brokers see it.
