@@ -76,6 +76,8 @@ public struct ProducerConfiguration: Sendable {
     public var retryLimit = Int.max
     /// Longest time from handing over a record to its acknowledgement or failure.
     public var deliveryTimeout: Duration = .seconds(120)
+    /// Whether a topic that does not exist may be created by sending to it, on brokers that allow that.
+    public var mayCreateTopics = true
     /// How records without an explicit partition find theirs.
     public var partitioner: Partitioner = .standard
 
