@@ -43,7 +43,8 @@ final class GzipDecoder {
             }
             switch inflate(stream, Z_NO_FLUSH) {
             case Z_STREAM_END: memberEnded = true
-            case Z_OK: if stream.pointee.avail_in == 0, stream.pointee.avail_out > 0 { throw .damagedCompression(.gzip) }
+            case Z_OK:
+                if stream.pointee.avail_in == 0, stream.pointee.avail_out > 0 { throw .damagedCompression(.gzip) }
             default: throw .damagedCompression(.gzip)
             }
         }
@@ -78,7 +79,11 @@ final class GzipEncoder {
         stream.deallocate()
     }
 
-    func bound(_ byteCount: Int) -> Int { Int(deflateBound(stream, UInt(byteCount))) }
+    /// Resets first: on a finished stream zlib forgets the gzip wrapper in its bound.
+    func bound(_ byteCount: Int) -> Int {
+        deflateReset(stream)
+        return Int(deflateBound(stream, UInt(byteCount)))
+    }
 
     /// Compresses `input` as one member into `output`, which has room for `bound` bytes.
     func compress(

@@ -1,4 +1,4 @@
-import NIOCore
+package import NIOCore
 
 /// Compresses record sections; keeps the codecs' contexts between batches. One object per thread or
 /// producer. Not thread safe.
@@ -9,7 +9,7 @@ package final class RecordCompressor {
     package init() {}
 
     /// A buffer with `from` zero bytes (room for the header) and the compressed rest of `source` behind them.
-    func compress(
+    package func compress(
         _ source: ByteBuffer, from start: Int, codec: CompressionCodec, level: Int?
     ) throws(RecordBatchError) -> ByteBuffer {
         let level = level ?? codec.defaultLevel

@@ -13,7 +13,7 @@ package final class RecordDecompressor {
 
     /// Starts on `input`, the complete compressed section.
     ///
-    /// - Parameter outputLimit: bound of what the caller will take; sizes the zstd window and snappy blocks.
+    /// - Parameter outputLimit: bound of what the caller will take; bounds the size of a snappy block.
     func begin(
         _ codec: CompressionCodec, input: UnsafeRawBufferPointer, outputLimit: Int
     ) throws(RecordBatchError) {
@@ -31,7 +31,7 @@ package final class RecordDecompressor {
         case .zstd:
             if zstd == nil { zstd = ZstdDecoder() }
             guard let zstd else { throw .codecUnavailable(.zstd) }
-            try zstd.begin(input, outputLimit: outputLimit)
+            try zstd.begin(input)
         case .snappy:
             if snappy == nil { snappy = SnappyDecoder() }
             guard let snappy else { throw .codecUnavailable(.snappy) }

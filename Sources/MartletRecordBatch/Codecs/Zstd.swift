@@ -1,8 +1,9 @@
 /// Zstandard through libzstd. Concatenated frames are read as one stream, as Java's consumer does.
 final class ZstdDecoder {
-    /// Largest window a frame may ask for, as a power of two: 128 MiB, the library's own default, which the
-    /// highest levels of Kafka's producer use.
-    private static let windowLogLimit = 27
+    /// Largest window a frame may ask for, as a power of two: 128 MiB, which the highest levels of Kafka's
+    /// producer use. The window is address space; its pages are touched only as far as output is written,
+    /// which the output limit bounds.
+    private static let windowLogLimit: Int32 = 27
     /// A context above this size is given back after the batch.
     private static let keptByteLimit = 16 * 1024 * 1024
 
@@ -20,12 +21,10 @@ final class ZstdDecoder {
 
     deinit { _ = library.freeDecoder(context) }
 
-    func begin(_ bytes: UnsafeRawBufferPointer, outputLimit: Int) throws(RecordBatchError) {
+    func begin(_ bytes: UnsafeRawBufferPointer) throws(RecordBatchError) {
         _ = library.resetDecoder(context, ZstdLibrary.resetSession)
-        // Frames never need more window than output; ten is the format's minimum.
-        let needed = Int.bitWidth - (max(outputLimit, 2) - 1).leadingZeroBitCount
-        let windowLog = Int32(min(max(needed, 10), Self.windowLogLimit))
-        let status = library.setDecoderParameter(context, ZstdLibrary.windowLogLimitParameter, windowLog)
+        let status = library.setDecoderParameter(
+            context, ZstdLibrary.windowLogLimitParameter, Self.windowLogLimit)
         guard library.isError(status) == 0 else { throw .codecUnavailable(.zstd) }
         input = ZstdInput(source: bytes.baseAddress, byteCount: bytes.count, position: 0)
         frameEnded = bytes.isEmpty

@@ -1,0 +1,314 @@
+// Record batches written by other people's encoders, so that our reader is not measured by our own writer:
+// kafka-python 3.0.12 and aiokafka 0.14.0 (their batch builders), librdkafka 2.16.0 through
+// confluent-kafka (captured from its Produce requests). "small" are three records with null key, null
+// value and headers, which some clients leave uncompressed because it would not pay; "regular" are five
+// records of 20,000 bytes ("martlet N " again and again; 400 bytes for snappy).
+
+import Testing
+
+struct GoldenBatch: Sendable, CustomTestStringConvertible {
+    var client: String
+    var codec: String
+    var isRegular: Bool
+    var hex: String
+    var testDescription: String { "\(client) \(codec) \(isRegular ? "regular" : "small")" }
+}
+
+let goldenBatches: [GoldenBatch] = [
+    GoldenBatch(
+        client: "kafka-python", codec: "none", isRegular: false,
+        hex: """
+            00000000000000000000006e00000000029edeaf670000000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff00000003360000000a6b65792d310e76616c75652d31040468310278046832011a000e02010e76\
+            616c75652d3200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "kafka-python", codec: "gzip", isRegular: false,
+        hex: """
+            00000000000000000000006e0000000002a2d51e120000000000020000018bcfe568000000018bcfe568070000000000\
+            00126700030000006400000003360000000a6b65792d310e76616c75652d31040468310278046832011a000e02010e76\
+            616c75652d3200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "kafka-python", codec: "gzip", isRegular: true,
+        hex: """
+            0000000000000000000001670000000002ac2657770001000000040000018bcfe568000000018bcfe568040000000000\
+            001267000300000064000000051f8b08000b62016b02ffeddcb10dc320100040845e96c7600470264a918aa4893c1c65\
+            86f040915cb101cd7537c55d23a794a2d7dfc89fe7f77cbfce520b111111111111111111111111111111111111111111\
+            1111111111111111111111111111111111ad54ba464e39476f5316d70a11111111111111111111111111111111111111\
+            11111111111111111111111111111111111111add49dc545443fa62cee28444444444444444444444444444444444444\
+            4444444444444444444444444444444444444444b4527716b76dd1eb94c53d0a11111111111111111111111111111111\
+            11111111111111111111111111111111111111111111add49dc5ed7bf4366571b5101111111111111111111111111111\
+            1111111111111111111111111111111111111111111111d14aa53fdef46b35e1860100
+            """),
+    GoldenBatch(
+        client: "kafka-python", codec: "snappy", isRegular: false,
+        hex: """
+            00000000000000000000006e00000000029edeaf670000000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff00000003360000000a6b65792d310e76616c75652d31040468310278046832011a000e02010e76\
+            616c75652d3200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "kafka-python", codec: "snappy", isRegular: true,
+        hex: """
+            0000000000000000000000ec0000000002db8e193e0002000000040000018bcfe568000000018bcfe56804ffffffffff\
+            ffffffffffffffffff0000000582534e41505059000000000100000001000000a787104cb206000000046b30a0066d61\
+            72746c6574203020fe0a00fe0a00fe0a00fe0a00fe0a00fe0a00090a2000b206000202046b31399b0031359bfe0a00fe\
+            0a00fe0a00fe0a00fe0a00f60a00219b100404046b32399b0032359bfe0a00fe0a00fe0a00fe0a00fe0a00f60a00219b\
+            04060632d1040033359bfe0a00fe0a00fe0a00fe0a00fe0a00f60a00219b04080832d104fe6c06fe6c06fe6c06fe6c06\
+            fe6c06fe6c06d56c
+            """),
+    GoldenBatch(
+        client: "kafka-python", codec: "lz4", isRegular: false,
+        hex: """
+            00000000000000000000006e00000000029edeaf670000000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff00000003360000000a6b65792d310e76616c75652d31040468310278046832011a000e02010e76\
+            616c75652d3200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "kafka-python", codec: "lz4", isRegular: true,
+        hex: """
+            0000000000000000000002550000000002658378ca0003000000040000018bcfe568000000018bcfe56804ffffffffff\
+            ffffffffffffffffff0000000504224d186840e1860100000000009d57010000ff07d4b802000000046b30c0b8026d61\
+            72746c65742030200a00ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff5110002d4e570202\
+            046b312d4e15312d4e0f0a00ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff49012d4e5704\
+            04046b322d4e15322d4e0f0a00ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff49012d4e2a\
+            060687ea15332d4e0f0a00ffffffffffffffffffffffffffffffffffffffffff58506d6172746cb2000000af65742033\
+            206d6172746c0a00ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffced400d4b802000808046b31c0b802bb381530c5380f0a00ffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffff4550742030200000000000
+            """),
+    GoldenBatch(
+        client: "kafka-python", codec: "zstd", isRegular: false,
+        hex: """
+            00000000000000000000006e00000000029edeaf670000000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff00000003360000000a6b65792d310e76616c75652d31040468310278046832011a000e02010e76\
+            616c75652d3200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "kafka-python", codec: "zstd", isRegular: true,
+        hex: """
+            0000000000000000000003c00000000002a04da5660004000000040000018bcfe568000000018bcfe56804ffffffffff\
+            ffffffffffffffffff0000000528b52ffda0e18601001d1c00dafcc00c18c015b21c0f34fdff2ce140436dff03270987\
+            fe09d977d9011101fe008200555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            5555555555555555555555555555952018c671ce298ae318534c322844020910400800064c52f038a514930c02555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            5555555555555555555501ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff87a1aaaaaaaa85f8ff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffff078faaa804803f45431fe3afe8071420000002c4\
+            3f28faffff0f060c30c08001066ce952fe00608001030c18605250ab2aaaf3f7ffffff82b30002fdfbffffbfe03c2180\
+            008ce3df9fbf09a7fbfff707
+            """),
+    GoldenBatch(
+        client: "aiokafka", codec: "none", isRegular: false,
+        hex: """
+            00000000000000000000006effffffff029edeaf670000000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff00000003360000000a6b65792d310e76616c75652d31040468310278046832011a000e02010e76\
+            616c75652d3200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "aiokafka", codec: "gzip", isRegular: false,
+        hex: """
+            00000000000000000000007affffffff0212253b160001000000020000018bcfe568000000018bcfe568070000000000\
+            001267000300000064000000031f8b08000b62016b02ff33636060e0ca4eadd435e42b4bcc294dd5356461c93064aa60\
+            c930629462e06362840a1b31a83008b380551a3332711d5e597278250300a12f93ba3d000000
+            """),
+    GoldenBatch(
+        client: "aiokafka", codec: "gzip", isRegular: true,
+        hex: """
+            000000000000000000000167ffffffff02ac2657770001000000040000018bcfe568000000018bcfe568040000000000\
+            001267000300000064000000051f8b08000b62016b02ffeddcb10dc320100040845e96c7600470264a918aa4893c1c65\
+            86f040915cb101cd7537c55d23a794a2d7dfc89fe7f77cbfce520b111111111111111111111111111111111111111111\
+            1111111111111111111111111111111111ad54ba464e39476f5316d70a11111111111111111111111111111111111111\
+            11111111111111111111111111111111111111add49dc545443fa62cee28444444444444444444444444444444444444\
+            4444444444444444444444444444444444444444b4527716b76dd1eb94c53d0a11111111111111111111111111111111\
+            11111111111111111111111111111111111111111111add49dc5ed7bf4366571b5101111111111111111111111111111\
+            1111111111111111111111111111111111111111111111d14aa53fdef46b35e1860100
+            """),
+    GoldenBatch(
+        client: "aiokafka", codec: "snappy", isRegular: false,
+        hex: """
+            000000000000000000000080ffffffff02068c7e950002000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff0000000382534e415050590000000001000000010000003b3d80360000000a6b65792d310e7661\
+            6c75652d31040468310278046832011a000e02010d17503200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "aiokafka", codec: "snappy", isRegular: true,
+        hex: """
+            0000000000000000000000ecffffffff02db8e193e0002000000040000018bcfe568000000018bcfe56804ffffffffff\
+            ffffffffffffffffff0000000582534e41505059000000000100000001000000a787104cb206000000046b30a0066d61\
+            72746c6574203020fe0a00fe0a00fe0a00fe0a00fe0a00fe0a00090a2000b206000202046b31399b0031359bfe0a00fe\
+            0a00fe0a00fe0a00fe0a00f60a00219b100404046b32399b0032359bfe0a00fe0a00fe0a00fe0a00fe0a00f60a00219b\
+            04060632d1040033359bfe0a00fe0a00fe0a00fe0a00fe0a00f60a00219b04080832d104fe6c06fe6c06fe6c06fe6c06\
+            fe6c06fe6c06d56c
+            """),
+    GoldenBatch(
+        client: "aiokafka", codec: "lz4", isRegular: false,
+        hex: """
+            00000000000000000000007dffffffff02f7cbb7ed0003000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff0000000304224d187040ad39000000f312360000000a6b65792d310e76616c75652d3104046831\
+            0278046832011a000e02011700613200240013042a00a03301020ac3a974c3a9009739c6bf00000000
+            """),
+    GoldenBatch(
+        client: "aiokafka", codec: "lz4", isRegular: true,
+        hex: """
+            00000000000000000000024dffffffff0216e23d840003000000040000018bcfe568000000018bcfe56804ffffffffff\
+            ffffffffffffffffff0000000504224d187040ad51010000ff07d4b802000000046b30c0b8026d6172746c6574203020\
+            0a00ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff5110002d4e570202046b312d4e2f3120\
+            0a00ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff51012d4e570404046b322d4e2f32200a\
+            00ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff51012d4e2a060687ea2f33200a00ffffff\
+            ffffffffffffffffffffffffffffffffffff60506d6172746ce0e471e9b0000000af65742033206d6172746c0a00ffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffced400d4b802000808046b31c0b80217002f30200a00ffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffff4d50742030200080ef86ef00000000
+            """),
+    GoldenBatch(
+        client: "aiokafka", codec: "zstd", isRegular: false,
+        hex: """
+            000000000000000000000077ffffffff022330ea590004000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff0000000328b52ffd203de90100360000000a6b65792d310e76616c75652d310404683102780468\
+            32011a000e02010e76616c75652d3200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "aiokafka", codec: "zstd", isRegular: true,
+        hex: """
+            0000000000000000000003c0ffffffff02a04da5660004000000040000018bcfe568000000018bcfe56804ffffffffff\
+            ffffffffffffffffff0000000528b52ffda0e18601001d1c00dafcc00c18c015b21c0f34fdff2ce140436dff03270987\
+            fe09d977d9011101fe008200555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            5555555555555555555555555555952018c671ce298ae318534c322844020910400800064c52f038a514930c02555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            5555555555555555555501ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff87a1aaaaaaaa85f8ff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffff078faaa804803f45431fe3afe8071420000002c4\
+            3f28faffff0f060c30c08001066ce952fe00608001030c18605250ab2aaaf3f7ffffff82b30002fdfbffffbfe03c2180\
+            008ce3df9fbf09a7fbfff707
+            """),
+    GoldenBatch(
+        client: "librdkafka", codec: "none", isRegular: false,
+        hex: """
+            00000000000000000000006e00000000029edeaf670000000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff00000003360000000a6b65792d310e76616c75652d31040468310278046832011a000e02010e76\
+            616c75652d3200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "librdkafka", codec: "gzip", isRegular: false,
+        hex: """
+            00000000000000000000006e0000000002e4ec80cd0000000000020000018bcfe568000000018bcfe568070000000000\
+            00126700030000000000000003360000000a6b65792d310e76616c75652d31040468310278046832011a000e02010e76\
+            616c75652d3200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "librdkafka", codec: "gzip", isRegular: true,
+        hex: """
+            00000000000000000000016700000000028b2d1f5d0001000000040000018bcfe568000000018bcfe568040000000000\
+            001267000300000000000000051f8b0800000000000003eddcb10dc320100040845e96c7600470264a918aa4893c1c65\
+            86f040915cb101cd7537c55d23a794a2d7dfc89fe7f77cbfce520b111111111111111111111111111111111111111111\
+            1111111111111111111111111111111111ad54ba464e39476f5316d70a11111111111111111111111111111111111111\
+            11111111111111111111111111111111111111add49dc545443fa62cee28444444444444444444444444444444444444\
+            4444444444444444444444444444444444444444b4527716b76dd1eb94c53d0a11111111111111111111111111111111\
+            11111111111111111111111111111111111111111111add49dc5ed7bf4366571b5101111111111111111111111111111\
+            1111111111111111111111111111111111111111111111d14aa53fdef46b35e1860100
+            """),
+    GoldenBatch(
+        client: "librdkafka", codec: "snappy", isRegular: false,
+        hex: """
+            00000000000000000000006c00000000026ccad5da0002000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff000000033d80360000000a6b65792d310e76616c75652d31040468310278046832011a000e0201\
+            0d17503200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "librdkafka", codec: "snappy", isRegular: true,
+        hex: """
+            0000000000000000000000d80000000002940b98ac0002000000040000018bcfe568000000018bcfe56804ffffffffff\
+            ffffffffffffffffff0000000587104cb206000000046b30a0066d6172746c6574203020fe0a00fe0a00fe0a00fe0a00\
+            fe0a00fe0a00090a2000b206000202046b31399b0031359bfe0a00fe0a00fe0a00fe0a00fe0a00f60a00219b10040404\
+            6b32399b0032359bfe0a00fe0a00fe0a00fe0a00fe0a00f60a00219b04060632d1040033359bfe0a00fe0a00fe0a00fe\
+            0a00fe0a00f60a00219b04080832d104fe6c06fe6c06fe6c06fe6c06fe6c06fe6c06d56c
+            """),
+    GoldenBatch(
+        client: "librdkafka", codec: "lz4", isRegular: false,
+        hex: """
+            00000000000000000000006e00000000029edeaf670000000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff00000003360000000a6b65792d310e76616c75652d31040468310278046832011a000e02010e76\
+            616c75652d3200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "librdkafka", codec: "lz4", isRegular: true,
+        hex: """
+            00000000000000000000024d00000000026cf110e00003000000040000018bcfe568000000018bcfe56804ffffffffff\
+            ffffffffffffffffff0000000504224d1860408257010000ff07d4b802000000046b30c0b8026d6172746c6574203020\
+            0a00ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff5110002d4e570202046b312d4e15312d\
+            4e0f0a00ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff49012d4e570404046b322d4e1532\
+            2d4e0f0a00ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff49012d4e2a060687ea15332d4e\
+            0f0a00ffffffffffffffffffffffffffffffffffffffffff58506d6172746cb2000000af65742033206d6172746c0a00\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffced400d4b802000808046b31c0b802bb381530c5380f0a00ffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffff4550742030200000000000
+            """),
+    GoldenBatch(
+        client: "librdkafka", codec: "zstd", isRegular: false,
+        hex: """
+            00000000000000000000006e00000000029edeaf670000000000020000018bcfe568000000018bcfe56807ffffffffff\
+            ffffffffffffffffff00000003360000000a6b65792d310e76616c75652d31040468310278046832011a000e02010e76\
+            616c75652d3200240013040a6b65792d3301020ac3a974c3a900
+            """),
+    GoldenBatch(
+        client: "librdkafka", codec: "zstd", isRegular: true,
+        hex: """
+            0000000000000000000003bd00000000021d17e5120004000000040000018bcfe568000000018bcfe56804ffffffffff\
+            ffffffffffffffffff0000000528b52ffd00581d1c00dafcc00c18c015b21c0f34fdff2ce140436dff03270987fe09d9\
+            77d9011101fe008200555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            5555555555555555555555952018c671ce298ae318534c322844020910400800064c52f038a514930c02555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555555\
+            5555555555555501ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff87a1aaaaaaaa85f8ffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff\
+            ffffffffffffffffffffffffffffffffffffffffffffffffff078faaa804803f45431fe3afe8071420000002c43f28fa\
+            ffff0f060c30c08001066ce952fe00608001030c18605250ab2aaaf3f7ffffff82b30002fdfbffffbfe03c2180008ce3\
+            df9fbf09a7fbfff707
+            """),
+]
