@@ -1,0 +1,132 @@
+package import MartletLogModel
+package import NIOCore
+import Synchronization
+
+/// The offsets of one partition that its log directory makes durable from time to time. Written by the
+/// partition's owner, read by whichever thread writes the checkpoint files.
+package final class PartitionCheckpoint: Sendable {
+    package let partition: TopicPartition
+    /// Everything before this was flushed; recovery starts here.
+    private let recoveryPointValue: Atomic<Int64>
+    private let proposedLogStartValue: Atomic<Int64>
+    private let durableLogStartValue: Atomic<Int64>
+    private let highWatermarkValue: Atomic<Int64>
+
+    init(partition: TopicPartition, recoveryPoint: Offset, logStart: Offset, highWatermark: Offset) {
+        self.partition = partition
+        self.recoveryPointValue = Atomic(recoveryPoint.rawValue)
+        self.proposedLogStartValue = Atomic(logStart.rawValue)
+        self.durableLogStartValue = Atomic(logStart.rawValue)
+        self.highWatermarkValue = Atomic(highWatermark.rawValue)
+    }
+
+    package var recoveryPoint: Offset { Offset(recoveryPointValue.load(ordering: .acquiring)) }
+    /// Log start that clients may be told: it is in the checkpoint file.
+    package var durableLogStart: Offset { Offset(durableLogStartValue.load(ordering: .acquiring)) }
+    package var proposedLogStart: Offset { Offset(proposedLogStartValue.load(ordering: .acquiring)) }
+    package var highWatermark: Offset { Offset(highWatermarkValue.load(ordering: .acquiring)) }
+
+    func setRecoveryPoint(_ offset: Offset) { recoveryPointValue.store(offset.rawValue, ordering: .releasing) }
+    func setHighWatermark(_ offset: Offset) { highWatermarkValue.store(offset.rawValue, ordering: .releasing) }
+    func proposeLogStart(_ offset: Offset) {
+        _ = proposedLogStartValue.max(offset.rawValue, ordering: .acquiringAndReleasing)
+    }
+    func logStartIsDurable(_ offset: Offset) {
+        _ = durableLogStartValue.max(offset.rawValue, ordering: .acquiringAndReleasing)
+    }
+}
+
+/// Text file of `topic partition offset` rows under a version and a count line, as Kafka writes them.
+package enum OffsetCheckpoint {
+    package static let recoveryPoint = "recovery-point-offset-checkpoint"
+    package static let logStart = "log-start-offset-checkpoint"
+    package static let highWatermark = "replication-offset-checkpoint"
+    /// A row is at most a topic name, two numbers and separators; this allows a million partitions.
+    static let byteLimit = 300 << 20
+
+    package static func encode(_ offsets: [(TopicPartition, Offset)]) -> ByteBuffer {
+        var buffer = ByteBuffer()
+        buffer.reserveCapacity(16 + offsets.count * 48)
+        buffer.writeString("0\n\(offsets.count)\n")
+        for (partition, offset) in offsets {
+            buffer.writeString("\(partition.topic) \(partition.partition) \(offset)\n")
+        }
+        return buffer
+    }
+
+    /// `nil` when the bytes are not such a file.
+    package static func decode(_ buffer: ByteBuffer) -> [TopicPartition: Offset]? {
+        guard let rows = CheckpointText.decode(buffer, columns: 3) else { return nil }
+        var offsets: [TopicPartition: Offset] = [:]
+        offsets.reserveCapacity(rows.count)
+        for row in rows {
+            guard TopicName.problem(String(row[0])) == nil, let partition = Int32(row[1]), partition >= 0,
+                let offset = Int64(row[2]), offset >= 0
+            else { return nil }
+            offsets[TopicPartition(String(row[0]), partition)] = Offset(offset)
+        }
+        return offsets
+    }
+}
+
+/// `partition.metadata`: which topic the folder belongs to, since a name may be used again (KIP-516).
+package enum PartitionMetadata {
+    package static func encode(_ topicID: UniversalID) -> ByteBuffer {
+        ByteBuffer(string: "version: 0\ntopic_id: \(topicID)\n")
+    }
+
+    package static func decode(_ buffer: ByteBuffer) -> UniversalID? {
+        let lines = String(buffer: buffer).split(separator: "\n")
+        guard lines.count == 2, lines[0] == "version: 0", lines[1].hasPrefix("topic_id: ") else { return nil }
+        return UniversalID(lines[1].dropFirst("topic_id: ".count))
+    }
+}
+
+/// `meta.properties`: whose directory this is.
+package struct MetaProperties: Equatable, Sendable {
+    package static let fileName = "meta.properties"
+    package var clusterID: String
+    package var nodeID: BrokerID
+    package var directoryID: UniversalID
+
+    package init(clusterID: String, nodeID: BrokerID, directoryID: UniversalID) {
+        self.clusterID = clusterID
+        self.nodeID = nodeID
+        self.directoryID = directoryID
+    }
+
+    package func encode() -> ByteBuffer {
+        ByteBuffer(
+            string: "#\nversion=1\ncluster.id=\(clusterID)\nnode.id=\(nodeID)\ndirectory.id=\(directoryID)\n")
+    }
+
+    package init?(decoding buffer: ByteBuffer) {
+        var values: [Substring: Substring] = [:]
+        for line in String(buffer: buffer).split(separator: "\n") where !line.hasPrefix("#") {
+            let parts = line.split(separator: "=", maxSplits: 1)
+            guard parts.count == 2 else { return nil }
+            values[parts[0]] = parts[1]
+        }
+        guard values["version"] == "1", let cluster = values["cluster.id"],
+            let node = values["node.id"].flatMap({ Int32($0) }),
+            let directory = values["directory.id"].flatMap({ UniversalID($0) })
+        else { return nil }
+        self.init(clusterID: String(cluster), nodeID: BrokerID(node), directoryID: directory)
+    }
+}
+
+/// `.kafka_cleanshutdown`: everything was flushed and closed; holds the broker epoch of that run (KIP-966).
+enum CleanShutdownMark {
+    static let fileName = ".kafka_cleanshutdown"
+
+    static func encode(brokerEpoch: Int64) -> ByteBuffer {
+        ByteBuffer(string: "{\"version\":0,\"brokerEpoch\":\(brokerEpoch)}")
+    }
+
+    /// -1 when the mark is of a release that did not write the epoch.
+    static func decode(_ buffer: ByteBuffer) -> Int64 {
+        let text = String(buffer: buffer)
+        guard let colon = text.utf8.lastIndex(of: UInt8(ascii: ":")) else { return -1 }
+        return Int64(text[text.utf8.index(after: colon)...].prefix { $0 == "-" || $0.isNumber }) ?? -1
+    }
+}

@@ -1,0 +1,141 @@
+package import MartletLogModel
+package import NIOCore
+
+/// Everything that must reach the disk so that the log is durable up to ``endOffset``. Made by the owner,
+/// run by a flusher thread, its result given back to the owner.
+package struct FlushWork<D: Disk>: Sendable {
+    enum Step: Sendable {
+        case file(SegmentFile<D>)
+        /// A file that is complete: gives back the blocks reserved behind its end, then flushes it.
+        case sealedFile(SegmentFile<D>, size: Int)
+        case directory(String)
+        /// Small files that are replaced as a whole.
+        case replace(String, ByteBuffer)
+    }
+
+    let disk: D
+    let steps: [Step]
+    /// Dirt up to this sequence number is gone when the work succeeds.
+    let sequence: UInt64
+    /// Exclusive.
+    package let endOffset: Offset
+
+    /// Number of fdatasync and fsync calls this will make.
+    package var flushCount: Int { steps.count }
+
+    /// Blocks until the disk has everything. Call it away from the event loop, once.
+    package func run() -> FlushResult {
+        do {
+            for step in steps {
+                switch step {
+                case .file(let file):
+                    try file.file.sync()
+                case .sealedFile(let file, let size):
+                    try file.file.truncate(to: size)
+                    try file.file.sync()
+                case .directory(let path):
+                    try disk.syncDirectory(path)
+                case .replace(let path, let content):
+                    // The rename becomes durable with the directory, which is always a later step.
+                    let temporary = path + ".tmp"
+                    let file = try disk.open(temporary, .create)
+                    defer { file.close() }
+                    try file.truncate(to: 0)
+                    try file.write([content], at: 0)
+                    try file.sync()
+                    try disk.rename(temporary, to: path)
+                }
+            }
+            return FlushResult(endOffset: endOffset, sequence: sequence, failure: nil)
+        } catch {
+            return FlushResult(endOffset: endOffset, sequence: sequence, failure: error)
+        }
+    }
+}
+
+package struct FlushResult: Sendable {
+    package let endOffset: Offset
+    let sequence: UInt64
+    package let failure: DiskError?
+}
+
+/// What has changed on disk since the last successful flush. Items carry the sequence number of their last
+/// change: a work that succeeds clears what was there when it was made and has not changed since. One work
+/// is under way at a time, because two would write the same small files at once.
+struct DirtySet<D: Disk> {
+    private enum Item {
+        case file(SegmentFile<D>, sealedSize: Int?)
+        case directory(String)
+        case replace(String, ByteBuffer)
+    }
+
+    private var items: [(item: Item, sequence: UInt64)] = []
+    private var sequence: UInt64 = 0
+
+    var isClean: Bool { items.isEmpty }
+
+    mutating func markFile(_ file: SegmentFile<D>, sealedSize: Int? = nil) {
+        sequence += 1
+        for index in items.indices {
+            if case .file(let known, let size) = items[index].item, known === file {
+                items[index] = (.file(file, sealedSize: sealedSize ?? size), sequence)
+                return
+            }
+        }
+        items.append((.file(file, sealedSize: sealedSize), sequence))
+    }
+
+    mutating func markDirectory(_ path: String) {
+        sequence += 1
+        for index in items.indices {
+            if case .directory(let known) = items[index].item, known == path {
+                items[index].sequence = sequence
+                return
+            }
+        }
+        items.append((.directory(path), sequence))
+    }
+
+    mutating func markReplacement(_ path: String, _ content: ByteBuffer) {
+        sequence += 1
+        for index in items.indices {
+            if case .replace(let known, _) = items[index].item, known == path {
+                items[index] = (.replace(path, content), sequence)
+                markDirectory(parentPath(of: path))
+                return
+            }
+        }
+        items.append((.replace(path, content), sequence))
+        markDirectory(parentPath(of: path))
+    }
+
+    /// Drops a file that is not to be flushed any more because it is deleted.
+    mutating func forget(_ file: SegmentFile<D>) {
+        items.removeAll {
+            if case .file(let known, _) = $0.item { return known === file }
+            return false
+        }
+    }
+
+    mutating func take(disk: D, endOffset: Offset) -> FlushWork<D> {
+        // Files before the directories that name them; the order among files is the order of writing.
+        var steps: [FlushWork<D>.Step] = []
+        steps.reserveCapacity(items.count)
+        for (item, _) in items {
+            switch item {
+            case .file(let file, let size?): steps.append(.sealedFile(file, size: size))
+            case .file(let file, nil): steps.append(.file(file))
+            case .replace(let path, let content): steps.append(.replace(path, content))
+            case .directory: break
+            }
+        }
+        for (item, _) in items {
+            if case .directory(let path) = item { steps.append(.directory(path)) }
+        }
+        return FlushWork(disk: disk, steps: steps, sequence: sequence, endOffset: endOffset)
+    }
+
+    mutating func completed(_ sequence: UInt64) {
+        items.removeAll { $0.sequence <= sequence }
+    }
+}

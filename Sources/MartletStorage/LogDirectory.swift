@@ -1,0 +1,475 @@
+package import MartletLogModel
+import NIOCore
+import Synchronization
+
+/// Condition of a log directory (promise 4: states with a clear error, not crashes).
+package enum LogDirectoryState: Equatable, Sendable {
+    case ok
+    /// Writes are refused until ``LogDirectory/refreshDiskState()`` finds room again.
+    case full(String)
+    /// Final: after a failed flush nobody knows what the disk holds.
+    case failed(String)
+}
+
+/// One log directory (`log.dirs` entry): whose it is, what it holds, how far it is durable, whether it
+/// still takes writes. Usable from every thread; the partitions' logs are not.
+///
+/// Opening reads the folder's listing and four small files, nothing per partition, so start does not
+/// depend on how much data there is (promise 3).
+package final class LogDirectory<D: Disk>: Sendable {
+    package struct Configuration: Equatable, Sendable {
+        /// Kept on disk and given up when the disk is full, so that commits, metadata and checkpoints go on.
+        package var reserveBytes = 32 << 20
+        /// Free space at which a full directory takes writes again, over and above the reserve.
+        package var freeSpaceFloorBytes = 16 << 20
+        /// Open files of closed segments, over all partitions.
+        package var handleLimit = 1024
+
+        package init() {}
+    }
+
+    private struct Table: Sendable {
+        var checkpoints: [TopicPartition: PartitionCheckpoint] = [:]
+        /// Folders found at start that are neither partitions nor on their way out (I12: never removed).
+        var unknownNames: [String] = []
+        var strayDeleted: [String] = []
+        var isClosed = false
+    }
+
+    package let disk: D
+    package let path: String
+    package let meta: MetaProperties
+    package let configuration: Configuration
+    /// The previous run closed everything: no partition needs recovery.
+    package let wasCleanShutdown: Bool
+    /// Broker epoch in the clean-shutdown mark.
+    package let previousBrokerEpoch: Int64?
+
+    private let lockFile: D.File
+    private let table: Mutex<Table>
+    private let stateValue: Mutex<LogDirectoryState>
+    /// 0 ok, 1 full, 2 failed: the hot path's copy of `stateValue`.
+    private let stateCode: Atomic<UInt8>
+    private let reserveHeld: Atomic<Bool>
+    /// Serialises the writers of the checkpoint files.
+    private let checkpointWriter = Mutex<Void>(())
+
+    private static var lockName: String { ".lock" }
+    private static var reserveName: String { ".martlet-reserve" }
+    package static var quarantineName: String { ".quarantine" }
+
+    /// Opens or initialises the directory and locks it.
+    ///
+    /// - Parameters:
+    ///   - clusterID: nil accepts what `meta.properties` says; a new directory needs one.
+    ///   - newDirectoryID: identity of a directory that has none yet.
+    package static func open(
+        _ path: String, disk: D, clusterID: String?, nodeID: BrokerID, newDirectoryID: UniversalID,
+        configuration: Configuration = Configuration()
+    ) throws(StorageError) -> LogDirectory {
+        do {
+            return try LogDirectory(
+                path, disk: disk, clusterID: clusterID, nodeID: nodeID, newDirectoryID: newDirectoryID,
+                configuration: configuration)
+        } catch let error as StorageError {
+            throw error
+        } catch let error as DiskError {
+            throw .file(error)
+        } catch {
+            throw .directoryRefused("cannot open \(path): \(error)")
+        }
+    }
+
+    private init(
+        _ path: String, disk: D, clusterID: String?, nodeID: BrokerID, newDirectoryID: UniversalID,
+        configuration: Configuration
+    ) throws {
+        self.path = path
+        self.disk = disk
+        self.configuration = configuration
+        try disk.createDirectories(path)
+        do {
+            lockFile = try disk.lock(path + "/" + Self.lockName)
+        } catch {
+            guard error.kind == .busy else { throw error }
+            throw StorageError.directoryRefused(
+                "log directory \(path) is in use by another process; stop it or choose another --data-dir")
+        }
+        let names = try disk.list(path)
+
+        let metaPath = path + "/" + MetaProperties.fileName
+        if let bytes = try disk.readAll(metaPath, limit: 1 << 16) {
+            guard let found = MetaProperties(decoding: bytes) else {
+                throw StorageError.directoryRefused("\(metaPath) is damaged; restore it or use an empty --data-dir")
+            }
+            if let clusterID, found.clusterID != clusterID {
+                throw StorageError.directoryRefused(
+                    "\(path) belongs to cluster \(found.clusterID), not \(clusterID); check --data-dir")
+            }
+            guard found.nodeID == nodeID else {
+                throw StorageError.directoryRefused(
+                    "\(path) belongs to node \(found.nodeID), not \(nodeID); check node.id and --data-dir")
+            }
+            meta = found
+        } else {
+            if let partition = names.lazy.compactMap(Self.partition(of:)).first {
+                throw StorageError.directoryRefused(
+                    "\(path) has partitions (\(partition) ...) but no \(MetaProperties.fileName); restore that file")
+            }
+            guard let clusterID else {
+                throw StorageError.directoryRefused("\(path) is new and no cluster id was given")
+            }
+            meta = MetaProperties(clusterID: clusterID, nodeID: nodeID, directoryID: newDirectoryID)
+            try disk.replaceAtomically(metaPath, with: meta.encode())
+        }
+
+        var table = Table()
+        let recoveryPoints = try Self.readCheckpoint(OffsetCheckpoint.recoveryPoint, in: path, disk)
+        let logStarts = try Self.readCheckpoint(OffsetCheckpoint.logStart, in: path, disk)
+        let highWatermarks = try Self.readCheckpoint(OffsetCheckpoint.highWatermark, in: path, disk)
+        for partition in Set(recoveryPoints.keys).union(logStarts.keys).union(highWatermarks.keys) {
+            table.checkpoints[partition] = PartitionCheckpoint(
+                partition: partition, recoveryPoint: recoveryPoints[partition] ?? .zero,
+                logStart: logStarts[partition] ?? .zero, highWatermark: highWatermarks[partition] ?? .zero)
+        }
+        for name in names where !name.hasPrefix(".") {
+            if let partition = Self.partition(of: name) {
+                if table.checkpoints[partition] == nil {
+                    table.checkpoints[partition] = PartitionCheckpoint(
+                        partition: partition, recoveryPoint: .zero, logStart: .zero, highWatermark: .zero)
+                }
+            } else if name.hasSuffix("-delete") {
+                table.strayDeleted.append(name)
+            } else if !Self.knownFiles.contains(name), !name.hasSuffix(".tmp") {
+                table.unknownNames.append(name)
+            }
+        }
+        self.table = Mutex(table)
+        self.stateValue = Mutex(.ok)
+        self.stateCode = Atomic(0)
+
+        // The mark counts once: from here on the directory is dirty until the next clean close.
+        let markPath = path + "/" + CleanShutdownMark.fileName
+        if let bytes = try disk.readAll(markPath, limit: 1 << 12) {
+            wasCleanShutdown = true
+            previousBrokerEpoch = CleanShutdownMark.decode(bytes)
+            try disk.remove(markPath)
+            try disk.syncDirectory(path)
+        } else {
+            wasCleanShutdown = false
+            previousBrokerEpoch = nil
+        }
+
+        reserveHeld = Atomic(names.contains(Self.reserveName))
+        restoreReserve()
+    }
+
+    private static var knownFiles: Set<String> {
+        [
+            MetaProperties.fileName, OffsetCheckpoint.recoveryPoint, OffsetCheckpoint.logStart,
+            OffsetCheckpoint.highWatermark, "cleaner-offset-checkpoint", "lost+found", "bootstrap.checkpoint",
+        ]
+    }
+
+    private static func readCheckpoint(
+        _ name: String, in path: String, _ disk: D
+    ) throws -> [TopicPartition: Offset] {
+        guard let bytes = try disk.readAll(path + "/" + name, limit: OffsetCheckpoint.byteLimit) else { return [:] }
+        guard let offsets = OffsetCheckpoint.decode(bytes) else {
+            throw StorageError.directoryRefused(
+                "\(path)/\(name) is damaged; restore it, or remove it to have every partition checked from its start")
+        }
+        return offsets
+    }
+
+    /// `topic-partition` names; nil for anything else.
+    package static func partition(of name: String) -> TopicPartition? {
+        guard let dash = name.lastIndex(of: "-"), dash != name.startIndex else { return nil }
+        let digits = name[name.index(after: dash)...]
+        guard !digits.isEmpty, digits.utf8.allSatisfy({ $0 >= 48 && $0 <= 57 }), let number = Int32(digits),
+            String(number) == digits
+        else { return nil }
+        let topic = String(name[..<dash])
+        guard TopicName.problem(topic) == nil else { return nil }
+        return TopicPartition(topic, number)
+    }
+
+    // MARK: Partitions
+
+    /// Partitions known from folders and checkpoint files, sorted.
+    package var partitions: [TopicPartition] { table.withLock { $0.checkpoints.keys.sorted() } }
+
+    /// Names in the directory that nobody knows; they are left alone and reported.
+    package var unknownNames: [String] { table.withLock { $0.unknownNames.sorted() } }
+
+    package func folder(of partition: TopicPartition) -> String { path + "/" + partition.description }
+
+    /// The partition's durable offsets; made on first use.
+    package func checkpoint(of partition: TopicPartition) -> PartitionCheckpoint {
+        table.withLock { table in
+            if let known = table.checkpoints[partition] { return known }
+            let new = PartitionCheckpoint(
+                partition: partition, recoveryPoint: .zero, logStart: .zero, highWatermark: .zero)
+            table.checkpoints[partition] = new
+            return new
+        }
+    }
+
+    /// Bytes of the partition's files, for DescribeLogDirs. Reads the folder; call it off the event loop.
+    package func size(of partition: TopicPartition) throws(StorageError) -> Int {
+        let folder = folder(of: partition)
+        do {
+            var total = 0
+            for name in try disk.list(folder) {
+                do {
+                    total += try disk.status(folder + "/" + name).size
+                } catch {
+                    // A segment deleted since the listing counts nothing.
+                    guard error.kind == .notFound else { throw error }
+                }
+            }
+            return total
+        } catch {
+            if error.kind == .notFound { return 0 }
+            throw .file(error)
+        }
+    }
+
+    /// Moves a deleted partition's folder out of the way so that the name is free at once; the returned
+    /// work removes it for good. The log must be closed. Blocks on one directory flush.
+    package func deletePartition(
+        _ partition: TopicPartition, uniqueSuffix: UniversalID
+    ) throws(StorageError) -> FolderRemoval<D>? {
+        let folder = folder(of: partition)
+        let target = "\(folder).\(uniqueSuffix)-delete"
+        table.withLock { _ = $0.checkpoints.removeValue(forKey: partition) }
+        do {
+            try disk.rename(folder, to: target)
+            try disk.syncDirectory(path)
+        } catch {
+            if error.kind == .notFound { return nil }
+            throw record(error)
+        }
+        return FolderRemoval(disk: disk, folder: target)
+    }
+
+    /// Folders of partitions whose deletion a previous run did not finish.
+    package func unfinishedDeletions() -> [FolderRemoval<D>] {
+        table.withLock { table in
+            defer { table.strayDeleted = [] }
+            return table.strayDeleted.map { FolderRemoval(disk: disk, folder: path + "/" + $0) }
+        }
+    }
+
+    // MARK: Checkpoints
+
+    /// Writes the checkpoint files of all partitions; blocks on their flushes. Afterwards the proposed log
+    /// starts are durable. Offsets never fall behind what a partition's owner has stored before the call.
+    package func writeCheckpoints() throws(StorageError) {
+        let outcome: Result<Void, DiskError> = checkpointWriter.withLock { _ in
+            let checkpoints = table.withLock { $0.checkpoints.values.sorted { $0.partition < $1.partition } }
+            var recovery: [(TopicPartition, Offset)] = []
+            var starts: [(TopicPartition, Offset)] = []
+            var marks: [(TopicPartition, Offset)] = []
+            recovery.reserveCapacity(checkpoints.count)
+            for checkpoint in checkpoints {
+                let start = checkpoint.proposedLogStart
+                recovery.append((checkpoint.partition, checkpoint.recoveryPoint))
+                if start > .zero { starts.append((checkpoint.partition, start)) }
+                if checkpoint.highWatermark > .zero {
+                    marks.append((checkpoint.partition, checkpoint.highWatermark))
+                }
+            }
+            return Result { () throws(DiskError) in
+                // Log starts first: a recovery point never refers to a log that starts later than recorded.
+                try replace(OffsetCheckpoint.logStart, OffsetCheckpoint.encode(starts))
+                for (checkpoint, start) in zip(checkpoints, starts.isEmpty ? [] : allStarts(checkpoints, starts)) {
+                    checkpoint.logStartIsDurable(start)
+                }
+                try replace(OffsetCheckpoint.recoveryPoint, OffsetCheckpoint.encode(recovery))
+                try replace(OffsetCheckpoint.highWatermark, OffsetCheckpoint.encode(marks))
+            }
+        }
+        do {
+            try outcome.get()
+        } catch {
+            throw record(error)
+        }
+    }
+
+    /// Starts as written, for every checkpoint in order (zero where none was written).
+    private func allStarts(
+        _ checkpoints: [PartitionCheckpoint], _ written: [(TopicPartition, Offset)]
+    ) -> [Offset] {
+        var next = written.makeIterator()
+        var current = next.next()
+        return checkpoints.map { checkpoint in
+            guard let (partition, start) = current, partition == checkpoint.partition else { return .zero }
+            current = next.next()
+            return start
+        }
+    }
+
+    private func replace(_ name: String, _ content: ByteBuffer) throws(DiskError) {
+        do {
+            try disk.replaceAtomically(path + "/" + name, with: content)
+        } catch {
+            // One more try with the reserve: checkpoints go on when the disk is full.
+            guard error.kind == .noSpace, releaseReserve() else { throw error }
+            try disk.replaceAtomically(path + "/" + name, with: content)
+        }
+    }
+
+    /// Writes all checkpoints and, if `clean`, the mark that spares the next start any recovery. All logs
+    /// must be closed. Releases the lock.
+    package func close(clean: Bool, brokerEpoch: Int64 = -1) throws(StorageError) {
+        let wasClosed = table.withLock { table in
+            defer { table.isClosed = true }
+            return table.isClosed
+        }
+        if wasClosed { return }
+        defer { lockFile.close() }
+        guard clean, stateCode.load(ordering: .acquiring) != 2 else { return }
+        try writeCheckpoints()
+        do {
+            try disk.replaceAtomically(
+                path + "/" + CleanShutdownMark.fileName, with: CleanShutdownMark.encode(brokerEpoch: brokerEpoch))
+        } catch {
+            throw record(error)
+        }
+    }
+
+    // MARK: State
+
+    package var state: LogDirectoryState { stateValue.withLock { $0 } }
+
+    /// Free and total bytes of the file system.
+    package func space() throws(StorageError) -> DiskSpace {
+        do {
+            return try disk.space(path)
+        } catch {
+            throw .file(error)
+        }
+    }
+
+    /// Throws unless the directory takes writes; one atomic load when it does.
+    func requireWritable(mayUseReserve: Bool) throws(StorageError) {
+        let code = stateCode.load(ordering: .relaxed)
+        if code == 0 || (code == 1 && mayUseReserve) { return }
+        switch state {
+        case .ok: return
+        case .full(let reason): throw .diskFull(reason)
+        case .failed(let reason): throw .directoryFailed(reason)
+        }
+    }
+
+    func requireAlive() throws(StorageError) {
+        if stateCode.load(ordering: .relaxed) != 2 { return }
+        if case .failed(let reason) = state { throw .directoryFailed(reason) }
+    }
+
+    /// Turns a failed operation into the directory's new state and the error to report.
+    func record(_ error: DiskError, isFlush: Bool = false) -> StorageError {
+        if isFlush || error.kind == .inputOutput || error.kind == .readOnly {
+            fail("\(error)")
+            return .directoryFailed("\(error)")
+        }
+        guard error.kind == .noSpace else { return .file(error) }
+        stateValue.withLock { state in
+            switch state {
+            case .ok: state = .full("\(error)")
+            case .full, .failed: return
+            }
+            stateCode.store(1, ordering: .releasing)
+        }
+        releaseReserve()
+        return .diskFull("\(error)")
+    }
+
+    /// Takes the directory out of service for good.
+    package func fail(_ reason: String) {
+        stateValue.withLock { state in
+            switch state {
+            case .ok, .full: state = .failed(reason)
+            case .failed: return
+            }
+            stateCode.store(2, ordering: .releasing)
+        }
+    }
+
+    /// Looks whether a full directory has room again; call it every second or so, off the event loop.
+    @discardableResult
+    package func refreshDiskState() -> LogDirectoryState {
+        guard stateCode.load(ordering: .acquiring) == 1 else { return state }
+        let needed = configuration.freeSpaceFloorBytes
+            + (reserveHeld.load(ordering: .acquiring) ? 0 : configuration.reserveBytes)
+        do {
+            guard try disk.space(path).available >= needed else { return state }
+        } catch {
+            return state
+        }
+        restoreReserve()
+        guard reserveHeld.load(ordering: .acquiring) || configuration.reserveBytes == 0 else { return state }
+        stateValue.withLock { state in
+            guard case .full = state else { return }
+            state = .ok
+            stateCode.store(0, ordering: .releasing)
+        }
+        return state
+    }
+
+    /// Gives the reserved blocks back to the file system. Returns whether there were any.
+    @discardableResult
+    private func releaseReserve() -> Bool {
+        guard reserveHeld.exchange(false, ordering: .acquiringAndReleasing) else { return false }
+        do {
+            try disk.removeIfPresent(path + "/" + Self.reserveName)
+            return true
+        } catch {
+            return false
+        }
+    }
+
+    private func restoreReserve() {
+        guard configuration.reserveBytes > 0, !reserveHeld.load(ordering: .acquiring) else { return }
+        let reservePath = path + "/" + Self.reserveName
+        do {
+            let file = try disk.open(reservePath, .create)
+            defer { file.close() }
+            try file.allocate(at: 0, count: configuration.reserveBytes)
+            reserveHeld.store(true, ordering: .releasing)
+        } catch {
+            // Without a reserve the directory still works; what could be reserved goes back.
+            do { try disk.removeIfPresent(reservePath) } catch { return }
+        }
+    }
+}
+
+/// Removes a deleted partition's folder. Run it off the event loop.
+package struct FolderRemoval<D: Disk>: Sendable {
+    let disk: D
+    package let folder: String
+
+    package func run() throws(StorageError) {
+        do {
+            for name in try disk.list(folder) { try disk.removeIfPresent(folder + "/" + name) }
+            try disk.removeDirectory(folder)
+            try disk.syncDirectory(parentPath(of: folder))
+        } catch {
+            guard error.kind == .notFound else { throw .file(error) }
+        }
+    }
+}
+
+/// Makes proposed log starts durable; see ``PartitionLog/deleteRecords(before:highWatermark:)``.
+package struct LogStartWork<D: Disk>: Sendable {
+    let directory: LogDirectory<D>
+    let checkpoint: PartitionCheckpoint
+    let target: Offset
+
+    /// Blocks on the checkpoint file's flush, unless another partition's run has carried ours.
+    package func run() throws(StorageError) {
+        if checkpoint.durableLogStart >= target { return }
+        try directory.writeCheckpoints()
+    }
+}

@@ -1,0 +1,324 @@
+package import MartletLogModel
+import MartletRecordBatch
+package import NIOCore
+
+extension PartitionLog {
+    /// Whole batches from the one that contains `from` on, all with last offset below `bound`, at most
+    /// `maxBytes` (but one batch when `minOneBatch`), never beyond one segment. Empty at the end of what
+    /// may be read.
+    ///
+    /// Tail fetches are answered from memory. Others look at index and log file: with `nonBlocking` that
+    /// throws ``ReadError/wouldBlock`` when a page is not cached; then use
+    /// ``coldLocate(from:upTo:maxBytes:minOneBatch:)``.
+    ///
+    /// - Parameter bound: exclusive; high watermark or last stable offset for consumers.
+    package func locate(
+        from: Offset, upTo bound: Offset, maxBytes: Int, minOneBatch: Bool, nonBlocking: Bool = false
+    ) throws(ReadError) -> LogRegion<D> {
+        guard let segment = try readableSegment(from: from, bound: bound) else { return .empty(at: from) }
+        let bound = min(bound, writtenEndOffset)
+        if segment === segments.last, let file = segment.openFile,
+            let run = recent.locate(from: from, upTo: bound, maxBytes: maxBytes, minOneBatch: minOneBatch)
+        {
+            if run.byteCount == 0 { return .empty(at: from) }
+            return LogRegion(
+                file: file, position: run.position, byteCount: run.byteCount, baseOffset: run.base,
+                nextOffset: run.next, indexDamaged: false)
+        }
+        let view = try view(of: segment)
+        var region = try view.locate(
+            from: from, upTo: bound, maxBytes: maxBytes, minOneBatch: minOneBatch, partition: topicPartition,
+            nonBlocking: nonBlocking)
+        if region.indexDamaged { try rebuildIndex(at: from) }
+        // Compaction may have emptied the end of a segment: go on with the next one.
+        var index = segmentIndex(for: from) + 1
+        while region.isEmpty, index < segments.count, segments[index].baseOffset < bound,
+            try view.isExhausted(from: from, upTo: bound, nonBlocking: nonBlocking)
+        {
+            let next = segments[index]
+            region = try self.view(of: next).locate(
+                from: max(from, next.baseOffset), upTo: bound, maxBytes: maxBytes, minOneBatch: minOneBatch,
+                partition: topicPartition, nonBlocking: nonBlocking)
+            if next.size > 0 { break }
+            index += 1
+        }
+        return region
+    }
+
+    /// The look-up of ``locate(from:upTo:maxBytes:minOneBatch:nonBlocking:)`` as a work item for a thread
+    /// that may wait.
+    package func coldLocate(
+        from: Offset, upTo bound: Offset, maxBytes: Int, minOneBatch: Bool
+    ) throws(ReadError) -> ColdLocate<D>? {
+        guard let segment = try readableSegment(from: from, bound: bound) else { return nil }
+        return ColdLocate(
+            view: try view(of: segment), partition: topicPartition, from: from,
+            bound: min(bound, writtenEndOffset), maxBytes: maxBytes, minOneBatch: minOneBatch)
+    }
+
+    /// Appends the region's bytes to `buffer`.
+    package func read(
+        _ region: LogRegion<D>, into buffer: inout ByteBuffer, nonBlocking: Bool
+    ) throws(ReadError) -> ReadOutcome {
+        try region.read(into: &buffer, nonBlocking: nonBlocking)
+    }
+
+    /// The segment to search; nil when there is nothing to read at `from` yet.
+    private func readableSegment(from: Offset, bound: Offset) throws(ReadError) -> Segment<D>? {
+        do {
+            try directory.requireAlive()
+        } catch {
+            throw .storage(error)
+        }
+        guard from >= logStartOffset, from <= logEndOffset else {
+            if let damage, from > damage.offset { throw .storage(damage.error(topicPartition)) }
+            throw .offsetOutOfRange(start: logStartOffset, end: logEndOffset)
+        }
+        if from >= min(bound, writtenEndOffset) {
+            if let damage, from >= damage.offset { throw .storage(damage.error(topicPartition)) }
+            return nil
+        }
+        if segments.isEmpty { return nil }
+        return segments[segmentIndex(for: from)]
+    }
+
+    /// Last segment that starts at or before `offset`.
+    func segmentIndex(for offset: Offset) -> Int {
+        var low = 0
+        var high = segments.count
+        while high - low > 1 {
+            let middle = (low + high) / 2
+            if segments[middle].baseOffset <= offset { low = middle } else { high = middle }
+        }
+        return low
+    }
+
+    func view(of segment: Segment<D>) throws(ReadError) -> SegmentView<D> {
+        do {
+            let end = segment === segments.last ? writtenEndOffset : segment.endOffset
+            let view = try segment.view(end: end)
+            limitOpenFiles(keeping: segment)
+            return view
+        } catch {
+            throw .storage(directory.record(error))
+        }
+    }
+
+    /// Closed segments keep at most this many partitions' worth of files open: the files of the
+    /// longest-sealed ones are let go first.
+    private func limitOpenFiles(keeping kept: Segment<D>) {
+        var open = 0
+        for segment in segments.reversed() where segment !== kept && segment.isSealed {
+            guard segment.openFileCount > 0 else { continue }
+            open += 1
+            if open > Self.openSealedSegmentLimit, segment.indexes.pendingOffsets.isEmpty { segment.releaseFiles() }
+        }
+    }
+
+    /// Sealed segments whose files stay open per partition, besides the one being read.
+    private static var openSealedSegmentLimit: Int { 3 }
+
+    /// Makes the index files of the segment that holds `offset` anew from its log file.
+    package func rebuildIndex(at offset: Offset) throws(ReadError) {
+        guard !segments.isEmpty else { return }
+        let segment = segments[segmentIndex(for: offset)]
+        let end = segment.endOffset
+        let size = segment.size
+        do {
+            try segment.truncateIndexes(toPosition: 0, end: segment.baseOffset)
+        } catch {
+            throw .storage(directory.record(error))
+        }
+        let first = segment.firstAppend
+        segment.maximum = nil
+        segment.indexes.lastTime = nil
+        segment.indexes.bytesSinceEntry = 0
+        segment.endOffset = segment.baseOffset
+        let reached = try segment.walk(
+            from: 0, to: size, now: segment.lastAppend, indexInterval: configuration.indexIntervalBytes,
+            accept: { (_: RecordBatchHeader, _: Int) throws(ReadError) -> Bool in true })
+        segment.size = size
+        segment.endOffset = end
+        segment.firstAppend = first
+        if segment.isSealed, let maximum = segment.maximum { segment.indexes.appendTime(maximum) }
+        persistIndexes(of: segment)
+        guard reached == size else {
+            throw .storage(
+                .corrupt(
+                    topicPartition, offset: offset,
+                    detail: "no valid batch header at byte \(reached) of segment \(segment.baseOffset)"))
+        }
+    }
+
+    // MARK: Timestamps
+
+    /// The first record with a timestamp at or after `timestamp` below `bound` (ListOffsets, KIP-79): its
+    /// offset and timestamp. Reads one batch; blocks on the disk.
+    package func offset(
+        for timestamp: Timestamp, upTo bound: Offset
+    ) throws(ReadError) -> (offset: Offset, timestamp: Timestamp)? {
+        try requireReadable()
+        for segment in segments where segment.size > 0 && segment.endOffset > logStartOffset {
+            if segment.baseOffset >= bound { break }
+            let view = try view(of: segment)
+            if let maximum = segment.maximum, maximum.timestamp < timestamp.rawValue { continue }
+            var scanner = BatchScanner(view.file, end: segment.size, nonBlocking: false)
+            var position = 0
+            do {
+                if let entry = try floorTime(in: segment, timestamp.rawValue) {
+                    let start = segment.baseOffset + Int64(entry.relativeOffset)
+                    position = try view.startPosition(for: start, scanner: &scanner, nonBlocking: false) ?? 0
+                }
+            } catch let error as ReadError {
+                throw error
+            } catch let error as DiskError {
+                throw .storage(directory.record(error))
+            } catch {
+                throw .wouldBlock
+            }
+            while position < segment.size {
+                guard let header = try scanner.header(at: position) else {
+                    throw view.damaged(topicPartition, at: segment.baseOffset, position: position)
+                }
+                if header.baseOffset >= bound.rawValue { return nil }
+                if header.maxTimestamp >= timestamp.rawValue, header.lastOffset >= logStartOffset.rawValue,
+                    let found = try firstRecord(
+                        of: header, at: position, in: view, from: logStartOffset, notBefore: timestamp.rawValue)
+                {
+                    return found.offset < bound ? found : nil
+                }
+                position += header.totalByteCount
+            }
+        }
+        return nil
+    }
+
+    /// The first record that carries the largest timestamp below `bound` (ListOffsets -3, KIP-734).
+    package func offsetOfMaxTimestamp(
+        upTo bound: Offset
+    ) throws(ReadError) -> (offset: Offset, timestamp: Timestamp)? {
+        try requireReadable()
+        var best: (header: RecordBatchHeader, position: Int, segment: Segment<D>)?
+        for segment in segments where segment.size > 0 && segment.endOffset > logStartOffset {
+            if segment.baseOffset >= bound { break }
+            let view = try view(of: segment)
+            if let maximum = segment.maximum, let best, maximum.timestamp <= best.header.maxTimestamp { continue }
+            var scanner = BatchScanner(view.file, end: segment.size, nonBlocking: false)
+            var position = 0
+            // Only a segment that `bound` or the log start cuts must be walked: elsewhere the index knows.
+            if segment.endOffset <= bound, segment.baseOffset >= logStartOffset, let maximum = segment.maximum {
+                position =
+                    try view.startPosition(
+                        for: segment.baseOffset + Int64(maximum.relativeOffset), scanner: &scanner,
+                        nonBlocking: false) ?? 0
+            }
+            while position < segment.size, let header = try scanner.header(at: position),
+                header.baseOffset < bound.rawValue
+            {
+                if header.lastOffset >= logStartOffset.rawValue, header.lastOffset < bound.rawValue,
+                    header.maxTimestamp > best?.header.maxTimestamp ?? -1
+                {
+                    best = (header, position, segment)
+                }
+                position += header.totalByteCount
+            }
+        }
+        guard let best else { return nil }
+        return try firstRecord(
+            of: best.header, at: best.position, in: try view(of: best.segment), from: logStartOffset,
+            notBefore: best.header.maxTimestamp)
+    }
+
+    private func requireReadable() throws(ReadError) {
+        do {
+            try directory.requireAlive()
+        } catch {
+            throw .storage(error)
+        }
+    }
+
+    private func floorTime(in segment: Segment<D>, _ timestamp: Int64) throws(DiskError) -> TimeIndexEntry? {
+        if let first = segment.indexes.pendingTimes.first, first.timestamp < timestamp {
+            return segment.indexes.pendingTimes.last { $0.timestamp < timestamp }
+        }
+        var low = 0
+        var high = segment.indexes.persistedTimeCount
+        while high - low > 1 {
+            let middle = (low + high) / 2
+            guard let entry = try segment.readTimes(at: middle, count: 1).first else { return nil }
+            if entry.timestamp < timestamp { low = middle } else { high = middle }
+        }
+        guard high > low, let entry = try segment.readTimes(at: low, count: 1).first,
+            entry.timestamp < timestamp
+        else { return nil }
+        return entry
+    }
+
+    /// The batch's first record at or after `from` whose timestamp is at least `notBefore`.
+    private func firstRecord(
+        of header: RecordBatchHeader, at position: Int, in view: SegmentView<D>, from: Offset, notBefore: Int64
+    ) throws(ReadError) -> (offset: Offset, timestamp: Timestamp)? {
+        if header.timestampType == .logAppendTime || header.recordCount == 0 || header.isControl {
+            let offset = max(from.rawValue, header.baseOffset)
+            return (Offset(offset), Timestamp(milliseconds: header.maxTimestamp))
+        }
+        let batch = try view.file.readBytes(at: position, count: header.totalByteCount, nonBlocking: false)
+        do {
+            var iterator = try RecordIterator(batch)
+            while let record = try iterator.next() {
+                if record.offset >= from, record.timestamp.rawValue >= notBefore {
+                    return (record.offset, record.timestamp)
+                }
+            }
+        } catch {
+            // The header told the truth about times if anything did (validation `header` lets such
+            // batches in): answer with the batch.
+            return (Offset(max(from.rawValue, header.baseOffset)), Timestamp(milliseconds: header.maxTimestamp))
+        }
+        return nil
+    }
+}
+
+extension SegmentView {
+    /// No batch of this segment ends at or after `from`, so the search must go on in the next segment.
+    func isExhausted(from: Offset, upTo bound: Offset, nonBlocking: Bool) throws(ReadError) -> Bool {
+        var scanner = BatchScanner(file, end: size, nonBlocking: nonBlocking)
+        var position = try startPosition(for: from, scanner: &scanner, nonBlocking: nonBlocking) ?? 0
+        while position < size, let header = try scanner.header(at: position) {
+            if header.lastOffset >= from.rawValue { return false }
+            position += header.totalByteCount
+        }
+        return true
+    }
+}
+
+extension LogRegion {
+    /// Appends the region's bytes to `buffer`; usable from any thread. Nothing is appended unless
+    /// everything is there.
+    package func read(into buffer: inout ByteBuffer, nonBlocking: Bool) throws(ReadError) -> ReadOutcome {
+        guard let file else { return .read }
+        let start = buffer.writerIndex
+        do {
+            while buffer.writerIndex - start < byteCount {
+                let done = buffer.writerIndex - start
+                let count: Int?
+                if nonBlocking {
+                    count = try file.file.readCached(into: &buffer, at: position + done, count: byteCount - done)
+                } else {
+                    count = try file.file.read(into: &buffer, at: position + done, count: byteCount - done)
+                }
+                guard let count else {
+                    buffer.moveWriterIndex(to: start)
+                    return .wouldBlock
+                }
+                if count == 0 {
+                    throw DiskError(.inputOutput, operation: "read", path: file.path, detail: "file is cut short")
+                }
+            }
+        } catch {
+            buffer.moveWriterIndex(to: start)
+            throw .storage(.file(error))
+        }
+        return .read
+    }
+}

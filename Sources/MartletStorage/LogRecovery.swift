@@ -1,0 +1,569 @@
+package import MartletLogModel
+import MartletRecordBatch
+import NIOCore
+
+/// What opening a log found and did; the broker logs it once when ``isNoteworthy``.
+package struct RecoveryReport: Equatable, Sendable {
+    /// The log was checked from the recovery point on, because the last stop was not clean.
+    package var wasChecked = false
+    /// Bytes whose checksums were verified.
+    package var checkedBytes = 0
+    /// Bytes of a torn tail, cut off; a copy is in quarantine.
+    package var truncatedBytes = 0
+    /// Bytes copied to quarantine because the log is damaged or was cut.
+    package var quarantinedBytes = 0
+
+    package var isNoteworthy: Bool { truncatedBytes > 0 || quarantinedBytes > 0 }
+}
+
+extension PartitionLog {
+    /// Opens a partition's log; recovers it when the last stop was not clean. Blocks on the disk. A
+    /// partition without a folder is new and empty, unless a checkpoint file remembers data: then it is
+    /// offline, never silently empty.
+    ///
+    /// - Parameters:
+    ///   - topicID: nil takes what `partition.metadata` says.
+    ///   - now: wall clock.
+    package static func open(
+        directory: LogDirectory<D>, topicPartition: TopicPartition, topicID: UniversalID?,
+        configuration: LogConfiguration, now: Timestamp
+    ) throws(StorageError) -> sending PartitionLog<D> {
+        try directory.requireAlive()
+        let log = PartitionLog(
+            directory: directory, topicPartition: topicPartition, topicID: topicID ?? .zero,
+            configuration: configuration)
+        do {
+            try log.load(expected: topicID, now: now)
+        } catch let error as StorageError {
+            throw error
+        } catch let error as ReadError {
+            switch error {
+            case .storage(let error): throw error
+            case .offsetOutOfRange, .wouldBlock: throw .offline(topicPartition, detail: "\(error)")
+            }
+        } catch let error as DiskError {
+            throw directory.record(error)
+        } catch {
+            throw .offline(topicPartition, detail: "\(error)")
+        }
+        return log
+    }
+
+    private func load(expected: UniversalID?, now: Timestamp) throws {
+        let names: [String]
+        do {
+            names = try disk.list(folder)
+        } catch {
+            guard error.kind == .notFound else { throw error }
+            let known = max(checkpoint.recoveryPoint, checkpoint.durableLogStart)
+            guard known == .zero else {
+                throw StorageError.offline(
+                    topicPartition, detail: "folder \(folder) is missing, but offsets up to \(known) were written")
+            }
+            return
+        }
+        folderExists = true
+        try checkIdentity(expected)
+        let present = try finishInterrupted(names, now: now)
+        try findSegments(present, now: now)
+        guard let first = segments.first else {
+            let known = max(checkpoint.recoveryPoint, checkpoint.durableLogStart)
+            guard checkpoint.recoveryPoint <= checkpoint.durableLogStart else {
+                throw StorageError.offline(
+                    topicPartition, detail: "no segments in \(folder), but offsets up to \(known) were written")
+            }
+            setEnds(known, flushed: known)
+            return
+        }
+        guard first.baseOffset <= logStartOffset else {
+            throw StorageError.offline(
+                topicPartition,
+                detail: "the log starts at \(logStartOffset), but the first segment in \(folder) "
+                    + "at \(first.baseOffset)")
+        }
+        loadEpochs(try disk.readAll(folder + "/" + LogFileName.leaderEpochCheckpoint, limit: 64 << 20))
+
+        var isWhole = false
+        if directory.wasCleanShutdown { isWhole = try openTail(now: now) }
+        if !isWhole { try recover(now: now) }
+        leaderEpochs.truncate(toEnd: logEndOffset)
+        if logStartOffset > logEndOffset { setEnds(logStartOffset, flushed: logStartOffset) }
+        try loadProducers(present, now: now)
+    }
+
+    private func checkIdentity(_ expected: UniversalID?) throws {
+        let path = folder + "/" + LogFileName.partitionMetadata
+        guard let bytes = try disk.readAll(path, limit: 4096), let found = PartitionMetadata.decode(bytes) else {
+            // Written at the first flush: a crash before it leaves none, and nothing acknowledged either.
+            if let expected { dirty.markReplacement(path, PartitionMetadata.encode(expected)) }
+            return
+        }
+        if let expected, found != expected {
+            throw StorageError.offline(
+                topicPartition,
+                detail: "\(folder) belongs to topic id \(found), not \(expected); move the folder away")
+        }
+        adopt(topicID: found)
+    }
+
+    private func findSegments(_ names: [String], now: Timestamp) throws {
+        var bases: [Int64] = []
+        for name in names {
+            if let (offset, kind) = LogFileName.parse(name), kind == LogFileName.log { bases.append(offset) }
+        }
+        bases.sort()
+        for base in bases {
+            let path = folder + "/" + LogFileName.make(base, LogFileName.log)
+            let status = try disk.status(path)
+            let segment = Segment(
+                disk: disk, folder: folder, baseOffset: Offset(base), size: status.size,
+                lastAppend: Timestamp(milliseconds: min(status.modified, now.rawValue)))
+            if let previous = segments.last {
+                previous.endOffset = segment.baseOffset
+                previous.isSealed = true
+            }
+            segments.append(segment)
+        }
+    }
+
+    private func loadEpochs(_ bytes: ByteBuffer?) {
+        if let bytes, let cache = LeaderEpochCache(decoding: bytes) { leaderEpochs = cache }
+    }
+
+    /// Finds the log's end in the last segment without checking checksums. False when that fails.
+    private func openTail(now: Timestamp) throws -> Bool {
+        guard let active = segments.last else { return true }
+        let fileSize = active.size
+        let start = try walkStart(in: active, before: Offset(Int64.max))
+        let reached = try active.walk(
+            from: start, to: fileSize, now: now, indexInterval: configuration.indexIntervalBytes,
+            accept: { (_: RecordBatchHeader, _: Int) throws(ReadError) -> Bool in true })
+        guard reached == fileSize, active.endOffset >= checkpoint.recoveryPoint else {
+            active.size = fileSize
+            return false
+        }
+        active.firstAppend = active.size > 0 ? try firstTimestamp(of: active, now: now) : nil
+        setEnds(active.endOffset, flushed: active.endOffset)
+        return true
+    }
+
+    /// Position from which a walk has to start so that nothing before it needs to be known: the last place
+    /// that both indexes know, before `limit`. Prepares the segment's end and indexes accordingly.
+    private func walkStart(in segment: Segment<D>, before limit: Offset) throws -> Int {
+        segment.indexesAreLoaded = false
+        segment.maximum = nil
+        try segment.loadIndexes()
+        let fileSize = segment.size
+        // Nothing is known of what the files hold after a crash: cut what cannot be true of this log.
+        try segment.truncateIndexes(toPosition: fileSize, end: limit)
+        let view = try segment.view(end: segment.endOffset)
+        var scanner = BatchScanner(try segment.file(), end: fileSize, nonBlocking: false)
+        var target = limit
+        if let time = segment.indexes.lastTime {
+            // A later time entry may have been lost: start where the last one is.
+            target = min(target, segment.baseOffset + Int64(time.relativeOffset) + 1)
+        } else {
+            target = segment.baseOffset
+        }
+        var position = 0
+        var end = segment.baseOffset
+        if target > segment.baseOffset,
+            let entry = try view.index.last(
+                nonBlocking: false, where: { segment.baseOffset + Int64($0.relativeOffset) < target }),
+            let header = try scanner.header(at: Int(entry.position)),
+            header.lastOffset == segment.baseOffset.rawValue + Int64(entry.relativeOffset)
+        {
+            position = Int(entry.position)
+            end = Offset(header.baseOffset)
+        }
+        try segment.truncateIndexes(toPosition: position, end: end)
+        segment.maximum = segment.indexes.lastTime
+        segment.indexes.bytesSinceEntry = position == 0 ? 0 : configuration.indexIntervalBytes + 1
+        segment.endOffset = end
+        segment.size = fileSize
+        return position
+    }
+
+    private func firstTimestamp(of segment: Segment<D>, now: Timestamp) throws -> Timestamp {
+        var scanner = BatchScanner(try segment.file(), end: segment.size, nonBlocking: false)
+        guard let header = try scanner.header(at: 0), header.maxTimestamp >= 0 else { return segment.lastAppend }
+        // Old record timestamps do not make a young segment old: its file was made when it was first
+        // written, which no portable interface tells, so the last append bounds it.
+        return max(
+            min(Timestamp(milliseconds: header.maxTimestamp), segment.lastAppend),
+            Timestamp(milliseconds: segment.lastAppend.rawValue - configuration.segmentMilliseconds / 2))
+    }
+
+    // MARK: After a crash
+
+    /// Checks every batch past the recovery point. See ``TailVerdict`` for what follows from what it finds.
+    private func recover(now: Timestamp) throws {
+        recovery.wasChecked = true
+        let recoveryPoint = checkpoint.recoveryPoint
+        let firstIndex = segments.lastIndex { $0.baseOffset <= recoveryPoint } ?? 0
+        var changed = false
+        var end = segments[firstIndex].baseOffset
+        for index in firstIndex..<segments.count {
+            let segment = segments[index]
+            let fileSize = segment.size
+            if index > firstIndex, segment.baseOffset != end, !(configuration.compacts && segment.baseOffset > end) {
+                // The segment before ended early or late, and this one has its own bytes.
+                if try judge(segmentIndex: index, position: 0, end: end, recoveryPoint: recoveryPoint) { return }
+                changed = true
+                break
+            }
+            segment.endOffset = segment.baseOffset
+            let start = try walkStart(in: segment, before: recoveryPoint)
+            let reached = try segment.walk(
+                from: start, to: fileSize, now: now, indexInterval: configuration.indexIntervalBytes,
+                accept: { (header: RecordBatchHeader, position: Int) throws(ReadError) -> Bool in
+                    if header.lastOffset >= recoveryPoint.rawValue {
+                        recovery.checkedBytes += header.totalByteCount
+                        guard
+                            try BatchChecksum.matches(
+                                header, at: position, in: segment.openFile, end: fileSize)
+                        else { return false }
+                    }
+                    let epoch = LeaderEpoch(header.partitionLeaderEpoch)
+                    if epoch.rawValue >= 0 { leaderEpochs.assign(epoch, startOffset: Offset(header.baseOffset)) }
+                    return true
+                })
+            end = segment.endOffset
+            segment.firstAppend = segment.size > 0 ? try firstTimestamp(of: segment, now: now) : nil
+            if reached < fileSize {
+                changed = true
+                if try judge(segmentIndex: index, position: reached, end: end, recoveryPoint: recoveryPoint) {
+                    return
+                }
+                break
+            }
+            if end > recoveryPoint { changed = true }
+        }
+        if end < recoveryPoint {
+            _ = try judge(
+                segmentIndex: segments.count - 1, position: segments.last?.size ?? 0, end: end,
+                recoveryPoint: recoveryPoint)
+            return
+        }
+        setEnds(end, flushed: recoveryPoint)
+        if changed { try makeDurable() }
+        flushedEndOffset = end
+        checkpoint.setRecoveryPoint(end)
+    }
+
+    /// What survived counts only when it is on the disk: the crash may have been the process's alone, and
+    /// the pages are still only in memory.
+    private func makeDurable() throws {
+        for segment in segments where segment.endOffset > checkpoint.recoveryPoint || segment.openFile != nil {
+            try segment.file().file.sync()
+        }
+        try disk.syncDirectory(folder)
+        try disk.syncDirectory(directory.path)
+    }
+
+    /// Decides about bytes that are no batch, at `position` of a segment. Returns true when the log is
+    /// damaged: everything from there on is kept, a copy is in quarantine, the log goes no further. Else
+    /// the torn tail is cut.
+    private func judge(segmentIndex: Int, position: Int, end: Offset, recoveryPoint: Offset) throws -> Bool {
+        let verdict = try TailVerdict.of(
+            segments[segmentIndex...].map { (file: try $0.file(), size: try $0.file().file.size()) },
+            from: position, expectedOffset: end)
+        recovery.quarantinedBytes += try quarantine(fromSegment: segmentIndex, position: position, end: end)
+        let detail: String
+        if end < recoveryPoint {
+            detail = "offsets up to \(recoveryPoint) were flushed, but no valid batch is at \(end)"
+        } else {
+            switch verdict {
+            case .tornTail:
+                try cut(toSegment: segmentIndex, position: position, end: end)
+                return false
+            case .damage(let found):
+                detail = "no valid batch at byte \(position) of segment \(segments[segmentIndex].baseOffset), "
+                    + "but \(found) follows"
+            }
+        }
+        damage = LogDamage(offset: end, detail: detail)
+        segments[segmentIndex].size = position
+        segments[segmentIndex].endOffset = end
+        segments.removeSubrange((segmentIndex + 1)...)
+        if position == 0, segmentIndex > 0 { segments.removeLast() }
+        setEnds(end, flushed: end)
+        return true
+    }
+
+    /// Cuts the log at `position` of a segment and removes the segments behind it.
+    func cut(toSegment index: Int, position: Int, end: Offset) throws {
+        for segment in segments[(index + 1)...].reversed() { try removeFiles(of: segment) }
+        segments.removeSubrange((index + 1)...)
+        let segment = segments[index]
+        if position == 0, index > 0, segment.baseOffset != end {
+            try removeFiles(of: segment)
+            segments.removeLast()
+            if let last = segments.last { last.isSealed = false }
+            try disk.syncDirectory(folder)
+            return
+        }
+        let file = try segment.file()
+        recovery.truncatedBytes += max(0, try file.file.size() - position)
+        try segment.truncateIndexes(toPosition: position, end: end)
+        try file.file.truncate(to: position)
+        try file.file.sync()
+        segment.size = position
+        segment.endOffset = end
+        segment.allocatedEnd = 0
+        segment.isSealed = false
+        try disk.syncDirectory(folder)
+    }
+
+    private func removeFiles(of segment: Segment<D>) throws {
+        recovery.truncatedBytes += segment.size
+        segment.releaseFiles()
+        for kind in [LogFileName.log, LogFileName.offsetIndex, LogFileName.timeIndex, LogFileName.transactionIndex] {
+            try disk.removeIfPresent(segment.path(kind))
+        }
+    }
+
+    /// Copies everything from `position` of a segment on to the quarantine folder, once.
+    private func quarantine(fromSegment index: Int, position: Int, end: Offset) throws -> Int {
+        let target = directory.path + "/" + LogDirectory<D>.quarantineName + "/" + topicPartition.description
+        var copied = 0
+        for (number, segment) in segments[index...].enumerated() {
+            let start = number == 0 ? position : 0
+            let file = try segment.file()
+            let size = try file.file.size()
+            guard size > start else { continue }
+            try disk.createDirectories(target)
+            let path = "\(target)/\(LogFileName.make(number == 0 ? end.rawValue : segment.baseOffset.rawValue, "bytes"))"
+            // The same damage is found at each start until it is repaired: one copy is enough.
+            if try disk.exists(path), try disk.status(path).size == size - start { continue }
+            let copy = try disk.open(path, .create)
+            defer { copy.close() }
+            try copy.truncate(to: 0)
+            var position = start
+            while position < size {
+                var chunk = ByteBuffer()
+                let count = try file.file.read(into: &chunk, at: position, count: min(1 << 20, size - position))
+                if count == 0 { break }
+                try copy.write([chunk], at: position - start)
+                position += count
+            }
+            try copy.sync()
+            copied += size - start
+        }
+        if copied > 0 { try disk.syncDirectory(target) }
+        return copied
+    }
+
+    /// Gives up what lies behind the damage (a copy is in quarantine) and makes the log whole again, for
+    /// `martlet log repair`. Blocks on the disk.
+    package func repair() throws(StorageError) {
+        guard let damage else { return }
+        do {
+            // Segments behind the damage are not in the list: find them again.
+            for name in try disk.list(folder) {
+                if let (base, _) = LogFileName.parse(name), base > damage.offset.rawValue
+                    || (base == damage.offset.rawValue && !segments.contains { $0.baseOffset.rawValue == base })
+                {
+                    try disk.remove(folder + "/" + name)
+                }
+            }
+            if let active = segments.last {
+                try cut(toSegment: segments.count - 1, position: active.size, end: damage.offset)
+            }
+            try disk.syncDirectory(folder)
+        } catch let error as DiskError {
+            throw directory.record(error)
+        } catch {
+            throw .offline(topicPartition, detail: "\(error)")
+        }
+        self.damage = nil
+        let end = max(damage.offset, logStartOffset)
+        leaderEpochs.truncate(toEnd: end)
+        setEnds(end, flushed: end)
+        // The one place where a recovery point falls: what was there is given up on an operator's word.
+        checkpoint.setRecoveryPoint(end)
+        try directory.writeCheckpoints()
+    }
+
+    // MARK: Interrupted work
+
+    /// Clears away what a crash left half-done and returns the names that count.
+    private func finishInterrupted(_ names: [String], now: Timestamp) throws -> [String] {
+        var present: [String] = []
+        var changed = false
+        for name in names {
+            if name.hasSuffix(LogFileName.deletedSuffix) || name.hasSuffix(LogFileName.cleanedSuffix)
+                || name.hasSuffix(".tmp")
+            {
+                try disk.removeIfPresent(folder + "/" + name)
+                changed = true
+            } else {
+                present.append(name)
+            }
+        }
+        if changed { dirty.markDirectory(folder) }
+        return present
+    }
+
+    // MARK: Producers
+
+    /// Newest undamaged snapshot at or before the log end, then the batches behind it.
+    private func loadProducers(_ names: [String], now: Timestamp) throws {
+        var offsets: [Int64] = []
+        for name in names {
+            if let (offset, kind) = LogFileName.parse(name), kind == LogFileName.producerSnapshot {
+                offsets.append(offset)
+            }
+        }
+        offsets.sort()
+        // Snapshots of a future that is lost must not come back when the log has grown there again.
+        while let last = offsets.last, last > logEndOffset.rawValue {
+            try disk.removeIfPresent(folder + "/" + LogFileName.make(last, LogFileName.producerSnapshot))
+            dirty.markDirectory(folder)
+            offsets.removeLast()
+        }
+        snapshotOffsets = offsets
+        try rebuildProducers(now: now)
+    }
+
+    /// After a cut: state as of the new end.
+    func reloadProducers() throws {
+        let newest = producers.entries.values.map(\.lastAppend).max()
+        producers = ProducerStateTable()
+        try rebuildProducers(now: newest ?? Timestamp(milliseconds: 0))
+    }
+
+    private func rebuildProducers(now: Timestamp) throws {
+        var start = logStartOffset
+        for offset in snapshotOffsets.reversed() {
+            let path = folder + "/" + LogFileName.make(offset, LogFileName.producerSnapshot)
+            if let bytes = try disk.readAll(path, limit: 256 << 20), let table = ProducerStateTable(decoding: bytes) {
+                producers = table
+                start = max(Offset(offset), logStartOffset)
+                break
+            }
+        }
+        let rebuildEpochs = leaderEpochs.entries.isEmpty
+        if rebuildEpochs { start = min(start, segments.first?.baseOffset ?? start) }
+        let snapshotEnd = start
+        try walkHeaders(from: start) { header in
+            if rebuildEpochs, header.partitionLeaderEpoch >= 0 {
+                leaderEpochs.assign(
+                    LeaderEpoch(header.partitionLeaderEpoch), startOffset: Offset(header.baseOffset))
+            }
+            if header.hasProducerID, header.baseOffset >= snapshotEnd.rawValue {
+                producers.apply(header, now: max(now, Timestamp(milliseconds: header.maxTimestamp)))
+            }
+        }
+        producers.expire(
+            now: now, expiration: configuration.producerExpirationMilliseconds, limit: configuration.producerLimit)
+    }
+
+    /// Every batch header from the one that holds `start` to the end.
+    func walkHeaders(from start: Offset, _ body: (RecordBatchHeader) -> Void) throws(ReadError) {
+        for segment in segments where segment.endOffset > start && segment.size > 0 {
+            let view: SegmentView<D>
+            do { view = try segment.view(end: segment.endOffset) } catch { throw .storage(.file(error)) }
+            var scanner = BatchScanner(view.file, end: segment.size, nonBlocking: false)
+            var position = 0
+            if start > segment.baseOffset {
+                position = try view.startPosition(for: start, scanner: &scanner, nonBlocking: false) ?? 0
+            }
+            while position < segment.size {
+                guard let header = try scanner.header(at: position) else {
+                    throw view.damaged(topicPartition, at: start, position: position)
+                }
+                if header.lastOffset >= start.rawValue { body(header) }
+                position += header.totalByteCount
+            }
+        }
+    }
+}
+
+/// CRC-32C of a batch in a file, in pieces: bounded memory whatever its length field says.
+enum BatchChecksum {
+    static let pieceBytes = 256 << 10
+
+    static func matches<D: Disk>(
+        _ header: RecordBatchHeader, at position: Int, in file: SegmentFile<D>?, end: Int
+    ) throws(ReadError) -> Bool {
+        guard let file, header.totalByteCount <= end - position else { return false }
+        var checksum: UInt32 = 0
+        var next = position + RecordBatchHeader.checksumStart
+        let stop = position + header.totalByteCount
+        while next < stop {
+            let piece = try file.readBytes(at: next, count: min(pieceBytes, stop - next), nonBlocking: false)
+            if piece.readableBytes == 0 { return false }
+            checksum = crc32c(piece, continuing: checksum)
+            next += piece.readableBytes
+        }
+        return checksum == header.crc
+    }
+}
+
+/// What bytes mean that are no batch.
+enum TailVerdict: Equatable, Sendable {
+    /// Nothing valid follows: the crash came while they were written, so nobody was told of them.
+    case tornTail
+    /// A whole, valid batch follows: writes are in order, so these bytes were a batch once. The text names
+    /// what was found.
+    case damage(String)
+
+    /// Looks for a valid batch anywhere from `position` of the first file on. Memory is bounded by the
+    /// chunk; time is linear, because a candidate's checksum is computed only when its header is possible,
+    /// and the bytes spent on that are limited to a multiple of the size.
+    static func of<D: Disk>(
+        _ files: [(file: SegmentFile<D>, size: Int)], from position: Int, expectedOffset: Offset
+    ) throws(ReadError) -> TailVerdict {
+        var budget = 64 << 20
+        for (file, size) in files { _ = file; budget += 8 * size }
+        for (number, (file, size)) in files.enumerated() {
+            var start = number == 0 ? position : 0
+            while size - start >= RecordBatchHeader.byteCount {
+                let chunk = try file.readBytes(at: start, count: min(chunkBytes, size - start), nonBlocking: false)
+                guard chunk.readableBytes >= RecordBatchHeader.byteCount else { break }
+                for candidate in candidates(in: chunk, expectedOffset: expectedOffset, room: size - start) {
+                    guard let header = try? RecordBatchHeader(reading: chunk, at: candidate) else { continue }
+                    budget -= header.totalByteCount
+                    if budget < 0 {
+                        // Too many look-alikes to tell: keeping everything is the safe answer.
+                        return .damage("data that may be a batch at byte \(start + candidate) of \(file.path)")
+                    }
+                    if try BatchChecksum.matches(header, at: start + candidate, in: file, end: size) {
+                        return .damage("a valid batch with offset \(header.baseOffset) at byte \(start + candidate)")
+                    }
+                }
+                start += chunk.readableBytes - RecordBatchHeader.byteCount + 1
+            }
+        }
+        return .tornTail
+    }
+
+    private static let chunkBytes = 1 << 20
+
+    /// Indices in `chunk` where a batch header is possible; `room` is the number of bytes from the chunk's
+    /// start to the end of the file.
+    private static func candidates(in chunk: ByteBuffer, expectedOffset: Offset, room: Int) -> [Int] {
+        chunk.withUnsafeReadableBytes { bytes in
+            var found: [Int] = []
+            let last = bytes.count - RecordBatchHeader.byteCount
+            var index = 0
+            while index <= last {
+                // SAFETY: index + 61 <= count, and each load stays within those 61 bytes.
+                if bytes[index + 16] == 2, bytes[index + 21] == 0, bytes[index + 22] & 0x80 == 0 {
+                    let base = Int64(bigEndian: bytes.loadUnaligned(fromByteOffset: index, as: Int64.self))
+                    let length = Int32(bigEndian: bytes.loadUnaligned(fromByteOffset: index + 8, as: Int32.self))
+                    let delta = Int32(bigEndian: bytes.loadUnaligned(fromByteOffset: index + 23, as: Int32.self))
+                    let count = Int32(bigEndian: bytes.loadUnaligned(fromByteOffset: index + 57, as: Int32.self))
+                    if base >= expectedOffset.rawValue, base - expectedOffset.rawValue <= Int64(Int32.max),
+                        length >= 49, Int(length) + 12 <= room - index, delta >= 0, count > 0, count <= delta &+ 1
+                    {
+                        found.append(index)
+                    }
+                }
+                index += 1
+            }
+            return found
+        }
+    }
+}

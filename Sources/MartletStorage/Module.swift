@@ -1,1 +1,0 @@
-// MartletStorage: see README.md of the target.

@@ -1,0 +1,213 @@
+package import MartletLogModel
+import NIOCore
+
+/// Files out of the log that wait for their readers to finish.
+struct PendingDeletion: Sendable {
+    let paths: [String]
+    let due: Timestamp
+}
+
+/// Unlinks files; a gigabyte takes milliseconds, so run it off the event loop.
+package struct FileRemoval<D: Disk>: Sendable {
+    let disk: D
+    let paths: [String]
+
+    package func run() throws(StorageError) {
+        do {
+            for path in paths { try disk.removeIfPresent(path) }
+        } catch {
+            throw .file(error)
+        }
+    }
+}
+
+extension PartitionLog {
+    /// DeleteRecords: asks for a log start at `offset`. The new start counts when it is durable: run the
+    /// work off the event loop, then call ``adoptLogStart(now:)``, then answer. Nil when the log starts
+    /// there already.
+    ///
+    /// - Throws: `offsetOutOfRange` beyond the high watermark or the flushed end.
+    package func deleteRecords(
+        before offset: Offset, highWatermark: Offset
+    ) throws(ReadError) -> LogStartWork<D>? {
+        guard offset <= min(highWatermark, flushedEndOffset) else {
+            throw .offsetOutOfRange(start: logStartOffset, end: min(highWatermark, flushedEndOffset))
+        }
+        guard offset > logStartOffset else { return nil }
+        checkpoint.proposeLogStart(offset)
+        return LogStartWork(directory: directory, checkpoint: checkpoint, target: offset)
+    }
+
+    /// Retention by time and size: proposes the log start that drops what is too old or too much. Never
+    /// above the high watermark. Run the work off the event loop, then call ``adoptLogStart(now:)``.
+    ///
+    /// A segment is as old as its newest record, but no newer than its last append: a record timestamp in
+    /// the future cannot pin it.
+    package func applyRetention(
+        now: Timestamp, highWatermark: Offset
+    ) throws(StorageError) -> LogStartWork<D>? {
+        guard configuration.deletesOld, damage == nil, !segments.isEmpty else { return nil }
+        let ceiling = min(highWatermark, flushedEndOffset)
+        var excess = configuration.retentionBytes.map { byteCount - $0 } ?? 0
+        var target = logStartOffset
+        for segment in segments {
+            guard segment.endOffset <= ceiling, segment.size > 0 || segment.isSealed else { break }
+            let isActive = segment === segments.last
+            var drops = segment.endOffset <= logStartOffset && !isActive
+            if let limit = configuration.retentionMilliseconds, !drops {
+                drops = try now.rawValue - age(of: segment) > limit
+            }
+            if configuration.retentionBytes != nil, !drops, !isActive, excess >= segment.size { drops = true }
+            guard drops else { break }
+            if isActive {
+                // The log end lives in the name of the next, empty segment.
+                if hasStaged { break }
+                try roll(now: now)
+            }
+            excess -= segment.size
+            target = max(target, segment.endOffset)
+            if isActive { break }
+        }
+        guard target > logStartOffset else { return nil }
+        checkpoint.proposeLogStart(target)
+        return LogStartWork(directory: directory, checkpoint: checkpoint, target: target)
+    }
+
+    /// Time of the segment's newest record, at most its last append.
+    private func age(of segment: Segment<D>) throws(StorageError) -> Int64 {
+        do {
+            try segment.loadIndexes()
+        } catch {
+            throw directory.record(error)
+        }
+        guard let maximum = segment.maximum, maximum.timestamp >= 0 else { return segment.lastAppend.rawValue }
+        return min(maximum.timestamp, segment.lastAppend.rawValue)
+    }
+
+    /// Raises the log start to what is durable and takes segments below it out of the log. Their files are
+    /// renamed now and removed by ``purgeDeleted(now:)`` after `file.delete.delay.ms`.
+    package func adoptLogStart(now: Timestamp) throws(StorageError) {
+        let start = min(checkpoint.durableLogStart, writtenEndOffset)
+        guard start > logStartOffset else { return }
+        logStartOffset = start
+        var count = 0
+        while count + 1 < segments.count, segments[count].endOffset <= start { count += 1 }
+        let dropped = Array(segments.prefix(count))
+        segments.removeFirst(count)
+        try retire(dropped, now: now)
+        leaderEpochs.truncate(toStart: start)
+        if folderExists { markEpochsDirty() }
+        removeOldSnapshots(now: now)
+    }
+
+    /// Renames the files of segments that left the log.
+    func retire(_ dropped: [Segment<D>], now: Timestamp) throws(StorageError) {
+        guard !dropped.isEmpty else { return }
+        var paths: [String] = []
+        do {
+            for segment in dropped {
+                if let file = segment.openFile { dirty.forget(file) }
+                if let file = segment.openOffsetIndex { dirty.forget(file) }
+                if let file = segment.openTimeIndex { dirty.forget(file) }
+                segment.releaseFiles()
+                for kind in [LogFileName.log, LogFileName.offsetIndex, LogFileName.timeIndex] {
+                    let path = segment.path(kind)
+                    do {
+                        try disk.rename(path, to: path + LogFileName.deletedSuffix)
+                    } catch {
+                        if error.kind == .notFound, kind != LogFileName.log { continue }
+                        throw error
+                    }
+                    paths.append(path + LogFileName.deletedSuffix)
+                }
+            }
+        } catch {
+            throw directory.record(error)
+        }
+        dirty.markDirectory(folder)
+        deletions.append(
+            PendingDeletion(
+                paths: paths,
+                due: Timestamp(milliseconds: now.rawValue + configuration.fileDeleteDelayMilliseconds)))
+    }
+
+    /// Keeps the newest two snapshots: an older one serves only a log that was cut far back, which can
+    /// walk its batches instead.
+    func removeOldSnapshots(now: Timestamp) {
+        guard snapshotOffsets.count > Self.snapshotLimit else { return }
+        let old = snapshotOffsets.dropLast(Self.snapshotLimit)
+        deletions.append(
+            PendingDeletion(
+                paths: old.map { folder + "/" + LogFileName.make($0, LogFileName.producerSnapshot) }, due: now))
+        snapshotOffsets.removeFirst(old.count)
+    }
+
+    private static var snapshotLimit: Int { 2 }
+
+    /// Files whose time has come, as work for a thread that may wait; nil when there are none.
+    package func purgeDeleted(now: Timestamp) -> FileRemoval<D>? {
+        removeOldSnapshots(now: now)
+        guard deletions.contains(where: { $0.due <= now }) else { return nil }
+        let paths = deletions.filter { $0.due <= now }.flatMap(\.paths)
+        deletions.removeAll { $0.due <= now }
+        return FileRemoval(disk: disk, paths: paths)
+    }
+
+    // MARK: Truncation
+
+    /// A follower's cut: removes everything from `end` on, because the leader has something else there
+    /// (KIP-101). Nothing may be staged. Blocks on the disk: the cut is durable when this returns, so that
+    /// no crash can bring the old records back under new ones.
+    package func truncate(to end: Offset) throws(StorageError) {
+        precondition(!hasStaged, "truncate with staged batches")
+        precondition(end >= logStartOffset, "truncate below the log start; use restart(at:)")
+        guard end < writtenEndOffset, damage == nil else { return }
+        let index = segmentIndex(for: end)
+        let segment = segments[index]
+        var cutEnd = end
+        do {
+            var position = 0
+            if end > segment.baseOffset {
+                let view = try self.view(of: segment)
+                var scanner = BatchScanner(view.file, end: segment.size, nonBlocking: false)
+                position = try view.startPosition(for: end, scanner: &scanner, nonBlocking: false) ?? 0
+                while position < segment.size, let header = try scanner.header(at: position),
+                    header.lastOffset < end.rawValue
+                {
+                    position += header.totalByteCount
+                }
+                // A cut inside a batch takes the whole batch.
+                if let header = try scanner.header(at: position) { cutEnd = min(end, Offset(header.baseOffset)) }
+            }
+            for offset in snapshotOffsets where offset > cutEnd.rawValue {
+                try disk.removeIfPresent(folder + "/" + LogFileName.make(offset, LogFileName.producerSnapshot))
+            }
+            for dropped in segments[(index + 1)...] {
+                if let file = dropped.openFile { dirty.forget(file) }
+            }
+            try cut(toSegment: index, position: position, end: cutEnd)
+        } catch let error as DiskError {
+            throw directory.record(error)
+        } catch let error as StorageError {
+            throw error
+        } catch {
+            throw .offline(topicPartition, detail: "\(error)")
+        }
+        snapshotOffsets.removeAll { $0 > cutEnd.rawValue }
+        recent.removeAll()
+        leaderEpochs.truncate(toEnd: cutEnd)
+        markEpochsDirty()
+        let flushed = min(flushedEndOffset, cutEnd)
+        setEnds(cutEnd, flushed: flushed)
+        checkpoint.setRecoveryPoint(flushed)
+        do {
+            try reloadProducers()
+        } catch let error as ReadError {
+            throw .offline(topicPartition, detail: "\(error)")
+        } catch let error as DiskError {
+            throw directory.record(error)
+        } catch {
+            throw .offline(topicPartition, detail: "\(error)")
+        }
+    }
+}

@@ -1,0 +1,266 @@
+import MartletLogModel
+import MartletRecordBatch
+import NIOCore
+
+/// One segment of a partition's log: a `.log` file and what goes with it. Confined to the log's owner.
+///
+/// Files are opened when first needed and may be let go at any time while nothing of them is unflushed.
+final class Segment<D: Disk> {
+    let disk: D
+    let folder: String
+    let baseOffset: Offset
+    /// Bytes of whole batches.
+    var size: Int
+    /// Exclusive end of the last batch; ``baseOffset`` when empty.
+    var endOffset: Offset
+    /// Wall-clock time of the first append; what `segment.ms` counts from.
+    var firstAppend: Timestamp?
+    /// Wall-clock time of the last append, from the file system for older segments.
+    var lastAppend: Timestamp
+    /// Largest record timestamp with the last offset of its batch.
+    var maximum: TimeIndexEntry?
+    /// End of the blocks reserved so far.
+    var allocatedEnd = 0
+    var indexes = SegmentIndexes()
+    /// Entry counts and the last time entry have been read from the index files.
+    var indexesAreLoaded: Bool
+    var isSealed = false
+    private(set) var openFile: SegmentFile<D>?
+    private(set) var openOffsetIndex: SegmentFile<D>?
+    private(set) var openTimeIndex: SegmentFile<D>?
+
+    /// A segment that exists on disk.
+    init(disk: D, folder: String, baseOffset: Offset, size: Int, lastAppend: Timestamp) {
+        self.disk = disk
+        self.folder = folder
+        self.baseOffset = baseOffset
+        self.size = size
+        self.endOffset = baseOffset
+        self.lastAppend = lastAppend
+        self.indexesAreLoaded = false
+    }
+
+    /// A new, empty segment.
+    init(creatingIn folder: String, disk: D, baseOffset: Offset, now: Timestamp) throws(DiskError) {
+        self.disk = disk
+        self.folder = folder
+        self.baseOffset = baseOffset
+        self.size = 0
+        self.endOffset = baseOffset
+        self.lastAppend = now
+        self.indexesAreLoaded = true
+        let path = folder + "/" + LogFileName.make(baseOffset.rawValue, LogFileName.log)
+        // A file of that name can only be a rest that recovery found empty or cut to nothing.
+        let file = try disk.open(path, .create)
+        do {
+            try file.truncate(to: 0)
+            for kind in [LogFileName.offsetIndex, LogFileName.timeIndex] {
+                try disk.removeIfPresent(folder + "/" + LogFileName.make(baseOffset.rawValue, kind))
+            }
+        } catch {
+            file.close()
+            throw error
+        }
+        openFile = SegmentFile(file, path: path)
+    }
+
+    func path(_ kind: String) -> String { folder + "/" + LogFileName.make(baseOffset.rawValue, kind) }
+
+    func file() throws(DiskError) -> SegmentFile<D> {
+        if let openFile { return openFile }
+        let path = path(LogFileName.log)
+        let file = SegmentFile<D>(try disk.open(path, .write), path: path)
+        openFile = file
+        return file
+    }
+
+    var openFileCount: Int {
+        (openFile == nil ? 0 : 1) + (openOffsetIndex == nil ? 0 : 1) + (openTimeIndex == nil ? 0 : 1)
+    }
+
+    func releaseFiles() {
+        openFile = nil
+        openOffsetIndex = nil
+        openTimeIndex = nil
+    }
+
+    // MARK: Indexes
+
+    /// Reads the sizes of the index files and the last time entry. Missing or odd files count as shorter
+    /// ones: a search then walks more of the log, nothing else.
+    func loadIndexes() throws(DiskError) {
+        if indexesAreLoaded { return }
+        indexes = SegmentIndexes()
+        if let file = try indexFile(create: false) {
+            indexes.persistedOffsetCount = try file.file.size() / OffsetIndexEntry.byteCount
+        }
+        if let file = try timeIndexFile(create: false) {
+            indexes.persistedTimeCount = try file.file.size() / TimeIndexEntry.byteCount
+            if indexes.persistedTimeCount > 0 {
+                indexes.lastTime = try readTimes(at: indexes.persistedTimeCount - 1, count: 1).first
+            }
+        }
+        if maximum == nil { maximum = indexes.lastTime }
+        indexesAreLoaded = true
+    }
+
+    func indexFile(create: Bool) throws(DiskError) -> SegmentFile<D>? {
+        if let openOffsetIndex { return openOffsetIndex }
+        openOffsetIndex = try openIndex(LogFileName.offsetIndex, create: create)
+        return openOffsetIndex
+    }
+
+    func timeIndexFile(create: Bool) throws(DiskError) -> SegmentFile<D>? {
+        if let openTimeIndex { return openTimeIndex }
+        openTimeIndex = try openIndex(LogFileName.timeIndex, create: create)
+        return openTimeIndex
+    }
+
+    private func openIndex(_ kind: String, create: Bool) throws(DiskError) -> SegmentFile<D>? {
+        let path = path(kind)
+        do {
+            return SegmentFile<D>(try disk.open(path, create ? .create : .write), path: path)
+        } catch {
+            if error.kind == .notFound { return nil }
+            throw error
+        }
+    }
+
+    func readTimes(at index: Int, count: Int) throws(DiskError) -> [TimeIndexEntry] {
+        guard let file = try timeIndexFile(create: false) else { return [] }
+        var buffer = ByteBuffer()
+        _ = try file.file.read(
+            into: &buffer, at: index * TimeIndexEntry.byteCount, count: count * TimeIndexEntry.byteCount)
+        var entries: [TimeIndexEntry] = []
+        while let (timestamp, offset) = buffer.readMultipleIntegers(as: (Int64, Int32).self) {
+            entries.append(TimeIndexEntry(timestamp: timestamp, relativeOffset: offset))
+        }
+        return entries
+    }
+
+    func readOffsets(at index: Int, count: Int) throws(DiskError) -> [OffsetIndexEntry] {
+        guard let file = try indexFile(create: false) else { return [] }
+        var buffer = ByteBuffer()
+        _ = try file.file.read(
+            into: &buffer, at: index * OffsetIndexEntry.byteCount, count: count * OffsetIndexEntry.byteCount)
+        var entries: [OffsetIndexEntry] = []
+        while let (offset, position) = buffer.readMultipleIntegers(as: (Int32, Int32).self) {
+            entries.append(OffsetIndexEntry(relativeOffset: offset, position: position))
+        }
+        return entries
+    }
+
+    /// Writes waiting index entries to the files. On a failure they keep waiting: the files are derivable.
+    /// Returns the files written.
+    func persistIndexes() throws(DiskError) -> [SegmentFile<D>] {
+        var written: [SegmentFile<D>] = []
+        if !indexes.pendingOffsets.isEmpty, let file = try indexFile(create: true) {
+            try file.file.write(
+                [SegmentIndexes.encode(indexes.pendingOffsets)],
+                at: indexes.persistedOffsetCount * OffsetIndexEntry.byteCount)
+            indexes.persistedOffsetCount += indexes.pendingOffsets.count
+            indexes.pendingOffsets = []
+            written.append(file)
+        }
+        if !indexes.pendingTimes.isEmpty, let file = try timeIndexFile(create: true) {
+            try file.file.write(
+                [SegmentIndexes.encode(indexes.pendingTimes)],
+                at: indexes.persistedTimeCount * TimeIndexEntry.byteCount)
+            indexes.persistedTimeCount += indexes.pendingTimes.count
+            indexes.pendingTimes = []
+            written.append(file)
+        }
+        return written
+    }
+
+    /// Forgets index entries that point at or behind `position` or name offsets at or behind `end`, and
+    /// cuts the files accordingly.
+    func truncateIndexes(toPosition position: Int, end: Offset) throws(DiskError) {
+        let relativeEnd = end - baseOffset
+        indexes.pendingOffsets.removeAll {
+            Int($0.position) >= position || Int64($0.relativeOffset) >= relativeEnd
+        }
+        indexes.pendingTimes.removeAll { Int64($0.relativeOffset) >= relativeEnd }
+        while indexes.persistedOffsetCount > 0 {
+            let step = min(indexes.persistedOffsetCount, SegmentIndexes.pendingLimit)
+            let tail = try readOffsets(at: indexes.persistedOffsetCount - step, count: step)
+            let kept = tail.prefix { Int($0.position) < position && Int64($0.relativeOffset) < relativeEnd }.count
+            indexes.persistedOffsetCount -= step - kept
+            if kept > 0 { break }
+        }
+        while indexes.persistedTimeCount > 0 {
+            let step = min(indexes.persistedTimeCount, SegmentIndexes.pendingLimit)
+            let tail = try readTimes(at: indexes.persistedTimeCount - step, count: step)
+            let kept = tail.prefix { Int64($0.relativeOffset) < relativeEnd }.count
+            indexes.persistedTimeCount -= step - kept
+            if kept > 0 { break }
+        }
+        if let file = try indexFile(create: false) {
+            try file.file.truncate(to: indexes.persistedOffsetCount * OffsetIndexEntry.byteCount)
+        }
+        if let file = try timeIndexFile(create: false) {
+            try file.file.truncate(to: indexes.persistedTimeCount * TimeIndexEntry.byteCount)
+        }
+        if let last = indexes.pendingTimes.last {
+            indexes.lastTime = last
+        } else if indexes.persistedTimeCount > 0 {
+            indexes.lastTime = try readTimes(at: indexes.persistedTimeCount - 1, count: 1).first
+        } else {
+            indexes.lastTime = nil
+        }
+    }
+
+    /// Notes a batch that now lies at the end of the file.
+    func noteAppend(
+        lastOffset: Int64, maxTimestamp: Int64, byteCount: Int, now: Timestamp, indexInterval: Int
+    ) {
+        noteTimestamp(maxTimestamp, lastOffset: lastOffset)
+        indexes.append(
+            lastOffset: lastOffset, position: size, byteCount: byteCount, base: baseOffset.rawValue,
+            interval: indexInterval, maximum: maximum)
+        size += byteCount
+        endOffset = Offset(lastOffset + 1)
+        lastAppend = now
+        if firstAppend == nil { firstAppend = now }
+    }
+
+    private func noteTimestamp(_ timestamp: Int64, lastOffset: Int64) {
+        if timestamp > maximum?.timestamp ?? -1 {
+            maximum = TimeIndexEntry(timestamp: timestamp, relativeOffset: Int32(lastOffset - baseOffset.rawValue))
+        }
+    }
+
+    func view(end: Offset) throws(DiskError) -> SegmentView<D> {
+        try loadIndexes()
+        return SegmentView(
+            baseOffset: baseOffset, endOffset: end, size: size, file: try file(),
+            index: IndexSearch(
+                file: try indexFile(create: false), persistedCount: indexes.persistedOffsetCount,
+                pending: indexes.pendingOffsets))
+    }
+
+    /// Walks the headers from `start` to the end of `fileSize`, noting end, times and index entries, until
+    /// a header is impossible or `accept` refuses a batch. Returns the position reached.
+    func walk(
+        from start: Int, to fileSize: Int, now: Timestamp, indexInterval: Int,
+        accept: (RecordBatchHeader, Int) throws(ReadError) -> Bool
+    ) throws(ReadError) -> Int {
+        let file: SegmentFile<D>
+        do { file = try self.file() } catch { throw .storage(.file(error)) }
+        var scanner = BatchScanner(file, end: fileSize, nonBlocking: false)
+        size = start
+        while size < fileSize {
+            guard let header = try scanner.header(at: size), header.baseOffset >= endOffset.rawValue,
+                header.lastOffset - baseOffset.rawValue <= Int64(Int32.max), try accept(header, size)
+            else { break }
+            let appended = lastAppend
+            noteAppend(
+                lastOffset: header.lastOffset, maxTimestamp: header.maxTimestamp,
+                byteCount: header.totalByteCount, now: appended, indexInterval: indexInterval)
+            if indexes.pendingOffsets.count >= SegmentIndexes.pendingLimit {
+                do { _ = try persistIndexes() } catch { throw .storage(.file(error)) }
+            }
+        }
+        return size
+    }
+}
