@@ -156,7 +156,7 @@ extension Disk {
 
     /// Creates a directory and its missing parents, each one durable in its parent.
     package func createDirectories(_ path: String) throws(DiskError) {
-        do {
+        do throws(DiskError) {
             if try status(path).isDirectory { return }
             throw DiskError(.exists, operation: "mkdir", path: path, detail: "exists and is not a directory")
         } catch {

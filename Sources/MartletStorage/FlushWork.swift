@@ -1,5 +1,5 @@
 package import MartletLogModel
-package import NIOCore
+import NIOCore
 
 /// Everything that must reach the disk so that the log is durable up to ``endOffset``. Made by the owner,
 /// run by a flusher thread, its result given back to the owner.
@@ -25,7 +25,7 @@ package struct FlushWork<D: Disk>: Sendable {
 
     /// Blocks until the disk has everything. Call it away from the event loop, once.
     package func run() -> FlushResult {
-        do {
+        do throws(DiskError) {
             for step in steps {
                 switch step {
                 case .file(let file):

@@ -218,7 +218,7 @@ package final class LogDirectory<D: Disk>: Sendable {
     /// Bytes of the partition's files, for DescribeLogDirs. Reads the folder; call it off the event loop.
     package func size(of partition: TopicPartition) throws(StorageError) -> Int {
         let folder = folder(of: partition)
-        do {
+        do throws(DiskError) {
             var total = 0
             for name in try disk.list(folder) {
                 do {

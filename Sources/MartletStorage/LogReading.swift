@@ -298,7 +298,7 @@ extension LogRegion {
     package func read(into buffer: inout ByteBuffer, nonBlocking: Bool) throws(ReadError) -> ReadOutcome {
         guard let file else { return .read }
         let start = buffer.writerIndex
-        do {
+        do throws(DiskError) {
             while buffer.writerIndex - start < byteCount {
                 let done = buffer.writerIndex - start
                 let count: Int?

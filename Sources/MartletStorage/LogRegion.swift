@@ -1,4 +1,5 @@
 package import MartletLogModel
+import MartletRecordBatch
 
 /// Whole, consecutive batches of one segment file, found by ``PartitionLog/locate(from:upTo:maxBytes:minOneBatch:nonBlocking:)``.
 /// Sendable: it may be read or sent from any thread, also after the segment's deletion.

@@ -1,6 +1,6 @@
 package import MartletLogModel
 package import MartletRecordBatch
-import NIOCore
+package import NIOCore
 
 /// One batch of an idempotent producer, as remembered to answer its retries.
 package struct ProducerBatch: Equatable, Sendable {

@@ -1,4 +1,5 @@
 package import MartletLogModel
+import MartletRecordBatch
 import NIOCore
 
 /// Files out of the log that wait for their readers to finish.
@@ -104,7 +105,7 @@ extension PartitionLog {
     func retire(_ dropped: [Segment<D>], now: Timestamp) throws(StorageError) {
         guard !dropped.isEmpty else { return }
         var paths: [String] = []
-        do {
+        do throws(DiskError) {
             for segment in dropped {
                 if let file = segment.openFile { dirty.forget(file) }
                 if let file = segment.openOffsetIndex { dirty.forget(file) }
@@ -112,7 +113,7 @@ extension PartitionLog {
                 segment.releaseFiles()
                 for kind in [LogFileName.log, LogFileName.offsetIndex, LogFileName.timeIndex] {
                     let path = segment.path(kind)
-                    do {
+                    do throws(DiskError) {
                         try disk.rename(path, to: path + LogFileName.deletedSuffix)
                     } catch {
                         if error.kind == .notFound, kind != LogFileName.log { continue }
