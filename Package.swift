@@ -79,7 +79,7 @@ let package = Package(
         .target(
             name: "MartletCoordinators",
             dependencies: ["MartletLogModel", "MartletKafkaProtocol", nioCore, orderedCollections],
-            swiftSettings: house),
+            exclude: ["README.md"], swiftSettings: house),
 
         // L3: engines.
         .target(

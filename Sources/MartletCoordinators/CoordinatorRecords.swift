@@ -1,0 +1,73 @@
+package import MartletKafkaProtocol
+package import NIOCore
+
+/// One record of `__consumer_offsets` in Kafka's layout; a value of `nil` is a tombstone.
+package enum CoordinatorRecord: Hashable, Sendable {
+    case offsetCommit(OffsetCommitKey, OffsetCommitValue?)
+    case groupMetadata(GroupMetadataKey, GroupMetadataValue?)
+
+    /// Record types as they stand in the first two bytes of a key. 0 and 1 are the same layout: 0 was
+    /// written by releases before 0.9.
+    private enum KeyType {
+        static let legacyOffsetCommit: Int16 = 0
+        static let offsetCommit: Int16 = 1
+        static let groupMetadata: Int16 = 2
+    }
+
+    /// Versions written. 4 of the offset value carries the topic id; 3 of the group value the instance ids.
+    /// Every Kafka 4 release and all tools known to read the topic understand them.
+    private static let offsetValueVersion: Int16 = 4
+    private static let offsetValueVersionWithExpiry: Int16 = 1
+    private static let groupValueVersion: Int16 = 3
+
+    /// Key and value bytes of the record.
+    package func encoded() throws(EncodeError) -> (key: ByteBuffer, value: ByteBuffer?) {
+        var key = ProtocolWriter()
+        var value: ByteBuffer?
+        switch self {
+        case .offsetCommit(let commitKey, let commitValue):
+            key.integer(KeyType.offsetCommit)
+            try commitKey.encode(into: &key, version: 0)
+            if let commitValue {
+                let version =
+                    commitValue.expireTimestamp >= 0 ? Self.offsetValueVersionWithExpiry : Self.offsetValueVersion
+                value = try Self.versioned(commitValue, version)
+            }
+        case .groupMetadata(let groupKey, let groupValue):
+            key.integer(KeyType.groupMetadata)
+            try groupKey.encode(into: &key, version: 0)
+            if let groupValue { value = try Self.versioned(groupValue, Self.groupValueVersion) }
+        }
+        return (key.buffer, value)
+    }
+
+    private static func versioned(_ message: some KafkaMessage, _ version: Int16) throws(EncodeError) -> ByteBuffer {
+        var writer = ProtocolWriter()
+        writer.integer(version)
+        try message.encode(into: &writer, version: version)
+        return writer.buffer
+    }
+
+    /// Reads a record; `nil` for a type this release does not know, which a newer broker may have written and
+    /// which is left alone.
+    package static func decode(key: ByteBuffer, value: ByteBuffer?) throws(DecodeError) -> CoordinatorRecord? {
+        var r = ProtocolReader(key)
+        let type: Int16 = try r.integer()
+        switch type {
+        case KeyType.legacyOffsetCommit, KeyType.offsetCommit:
+            let commitKey = try OffsetCommitKey(reading: &r, version: 0)
+            return .offsetCommit(commitKey, try value.map(read))
+        case KeyType.groupMetadata:
+            let groupKey = try GroupMetadataKey(reading: &r, version: 0)
+            return .groupMetadata(groupKey, try value.map(read))
+        case _:
+            return nil
+        }
+    }
+
+    private static func read<Value: KafkaMessage>(_ bytes: ByteBuffer) throws(DecodeError) -> Value {
+        var r = ProtocolReader(bytes)
+        let version: Int16 = try r.integer()
+        return try Value(reading: &r, version: version)
+    }
+}

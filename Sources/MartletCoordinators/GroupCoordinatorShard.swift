@@ -1,0 +1,645 @@
+package import MartletKafkaProtocol
+package import MartletLogModel
+import NIOCore
+
+/// Coordinator of the groups of one `__consumer_offsets` partition: a pure core, *decide → records → replay*.
+///
+/// The shell owns the partition's log. It loads by `replay` of each record and then `handle(.loaded)`; it
+/// turns requests and timers into events and carries out the effects in order. An append that fails, or a
+/// leadership that is lost, ends this core: the shell reports it, throws the core away and loads a new one.
+///
+/// What is decided is replayed at once, so that the next decision sees it; what is answered waits until the
+/// append is committed. Reads of a group wait for that group's appends as well: nobody sees an offset that
+/// could still vanish (promise 1 of the architecture).
+///
+/// Invariants: I17 one owner per partition and generation, I18 no commit from outside the present generation,
+/// and replay of the appended records into an empty core gives ``durableState()`` of this one.
+///
+/// It does not know topics (the handler does), nor versions, nor connections. Consumer groups (KIP-848) and
+/// transactional offsets join as further sub-machines beside ``ClassicGroup`` and ``OffsetStore``.
+package struct GroupCoordinatorShard: ~Copyable {
+    package enum Event: Sendable {
+        /// Every record of the log has been replayed.
+        case loaded
+        case requested(RequestID, GroupRequest)
+        case committed(AppendToken)
+        /// The append is lost. All that wait are answered; nothing but `resigned` may follow.
+        case appendFailed(AppendToken, ErrorCode)
+        case timerFired(CoordinatorTimer)
+        case topicsDeleted([String])
+        /// Time to look for offsets that nobody needs any more.
+        case expirationDue(OffsetRetention)
+        case reconfigured(GroupConfiguration)
+        /// This broker no longer leads the partition, or stops.
+        case resigned
+    }
+
+    private enum State: Equatable {
+        case loading
+        case active
+        case closed(ErrorCode)
+    }
+
+    private var state: State = .loading
+    private var configuration: GroupConfiguration
+    private var groups: [String: ClassicGroup] = [:]
+    private var offsets = OffsetStore()
+    private var nextToken: UInt64 = 1
+    /// Appends on their way, with what waits for each.
+    private var waiting: [AppendToken: [Continuation]] = [:]
+    /// The last append that touched a group, while it is on its way.
+    private var lastAppends: [String: AppendToken] = [:]
+    private var touchedGroups: [AppendToken: Set<String>] = [:]
+
+    package init(configuration: GroupConfiguration) { self.configuration = configuration }
+
+    // MARK: Replay
+
+    /// The only writer of durable state, on the live path and when the log is loaded.
+    package mutating func replay(_ record: CoordinatorRecord, now: Timestamp) {
+        switch record {
+        case .offsetCommit(let key, let value):
+            offsets.replay(key, value)
+            // Offsets alone make a group as well: a consumer with assigned partitions only commits.
+            if value != nil, groups[key.group] == nil { groups[key.group] = ClassicGroup(id: key.group, now: now) }
+        case .groupMetadata(let key, let value):
+            if value != nil, groups[key.group] == nil { groups[key.group] = ClassicGroup(id: key.group, now: now) }
+            groups[key.group]?.replay(value)
+        }
+    }
+
+    // MARK: Events
+
+    package mutating func handle(_ event: Event, now: Moment, into effects: inout [CoordinatorEffect]) {
+        var outbox = Outbox(now: now, configuration: configuration)
+        switch event {
+        case .loaded:
+            precondition(state == .loading, "the shard is loaded twice")
+            state = .active
+            for id in groups.keys.sorted() {
+                groups[id]?.load(into: &outbox)
+                removeIfUnused(id)
+            }
+        case .requested(let id, let request):
+            switch state {
+            case .active: handle(id, request, &outbox)
+            case .loading: outbox.respond(id, Self.refusal(request, .coordinatorLoadInProgress))
+            case .closed(let code): outbox.respond(id, Self.refusal(request, code))
+            }
+        case .committed(let token):
+            commit(token, &outbox)
+        case .appendFailed(_, let code):
+            close(Self.coordinatorCode(code), commitCode: Self.commitCode(code), &outbox)
+        case .timerFired(let timer):
+            if state == .active { fire(timer, &outbox) }
+        case .topicsDeleted(let topics):
+            if state == .active { forget(topics, &outbox) }
+        case .expirationDue(let retention):
+            if state == .active { expire(retention, &outbox) }
+        case .reconfigured(let configuration):
+            self.configuration = configuration
+        case .resigned:
+            close(.notCoordinator, commitCode: .notCoordinator, &outbox)
+        }
+        flush(&outbox, into: &effects)
+    }
+
+    /// Replays what was decided and orders the appends.
+    private mutating func flush(_ outbox: inout Outbox, into effects: inout [CoordinatorEffect]) {
+        effects.append(contentsOf: outbox.effects)
+        for append in outbox.appends {
+            let token = AppendToken(rawValue: nextToken)
+            nextToken += 1
+            var touched: Set<String> = []
+            for record in append.records {
+                replay(record, now: outbox.now.timestamp)
+                touched.insert(record.groupID)
+            }
+            for id in touched { lastAppends[id] = token }
+            touchedGroups[token] = touched
+            waiting[token] = append.continuations
+            effects.append(.append(append.records, token))
+        }
+    }
+
+    private mutating func commit(_ token: AppendToken, _ outbox: inout Outbox) {
+        guard state == .active, let continuations = waiting.removeValue(forKey: token) else { return }
+        let touched = touchedGroups.removeValue(forKey: token) ?? []
+        for id in touched where lastAppends[id] == token { lastAppends[id] = nil }
+        for continuation in continuations {
+            switch continuation {
+            case .respond(let id, let response): outbox.respond(id, response)
+            case .handOutAssignment(let id, let generation):
+                groups[id]?.handOutAssignment(generation: generation, &outbox)
+            }
+        }
+        for id in touched.sorted() { removeIfUnused(id) }
+    }
+
+    /// Sends an answer once the group's appends so far are committed.
+    private mutating func respond(
+        _ id: RequestID, _ response: GroupResponse, after groupIDs: [String], _ outbox: inout Outbox
+    ) {
+        if let token = groupIDs.compactMap({ lastAppends[$0] }).max() {
+            waiting[token]?.append(.respond(id, response))
+        } else {
+            outbox.respond(id, response)
+        }
+    }
+
+    private mutating func close(_ code: ErrorCode, commitCode: ErrorCode, _ outbox: inout Outbox) {
+        if case .closed = state { return }
+        state = .closed(code)
+        for token in waiting.keys.sorted() {
+            for continuation in waiting[token] ?? [] {
+                guard case .respond(let id, let response) = continuation else { continue }
+                outbox.respond(id, response.refused(code, commitCode: commitCode))
+            }
+        }
+        waiting = [:]
+        for id in groups.keys.sorted() { groups[id]?.abandon(code, &outbox) }
+    }
+
+    /// Codes of a failed append as group requests report them (as Kafka maps them): look for the coordinator
+    /// again, or try again.
+    private static func coordinatorCode(_ code: ErrorCode) -> ErrorCode {
+        switch code {
+        case .notLeaderOrFollower, .kafkaStorageError: .notCoordinator
+        case .unknownTopicOrPartition, .notEnoughReplicas, .notEnoughReplicasAfterAppend, .requestTimedOut:
+            .coordinatorNotAvailable
+        case .messageTooLarge, .recordListTooLarge, .invalidFetchSize: .unknownServerError
+        case _: code
+        }
+    }
+
+    private static func commitCode(_ code: ErrorCode) -> ErrorCode {
+        switch code {
+        case .messageTooLarge, .recordListTooLarge, .invalidFetchSize: .invalidCommitOffsetSize
+        case _: coordinatorCode(code)
+        }
+    }
+
+    // MARK: Requests
+
+    private mutating func handle(_ id: RequestID, _ request: GroupRequest, _ outbox: inout Outbox) {
+        switch request {
+        case .joinGroup(let request, let client, let traits):
+            join(id, request, client, traits, &outbox)
+        case .syncGroup(let request):
+            guard groups[request.groupID] != nil else {
+                return outbox.respond(id, Self.refusal(.syncGroup(request), Self.missing(request.groupID)))
+            }
+            groups[request.groupID]?.sync(id, request, &outbox)
+        case .heartbeat(let request):
+            var response = HeartbeatResponse()
+            let code = groups[request.groupID]?.heartbeat(request, &outbox) ?? Self.missing(request.groupID)
+            response.errorCode = code.rawValue
+            outbox.respond(id, .heartbeat(response))
+        case .leaveGroup(let request):
+            leave(id, request, &outbox)
+        case .offsetCommit(let request, let reportsMissingGroup):
+            commitOffsets(id, request, reportsMissingGroup: reportsMissingGroup, &outbox)
+        case .offsetFetch(let request, _):
+            // `requireStable` matters once transactions hold offsets back.
+            respond(id, .offsetFetch(fetchOffsets(request)), after: [request.groupID], &outbox)
+        case .describeGroups(let ids):
+            outbox.respond(id, .describeGroups(ids.map { describe($0) }))
+        case .listGroups(let request):
+            outbox.respond(id, .listGroups(list(request)))
+        case .deleteGroups(let ids):
+            deleteGroups(id, ids, &outbox)
+        case .offsetDelete(let request):
+            deleteOffsets(id, request, &outbox)
+        }
+    }
+
+    private static func missing(_ groupID: String) -> ErrorCode {
+        groupID.isEmpty ? .invalidGroupID : .unknownMemberID
+    }
+
+    private mutating func join(
+        _ id: RequestID, _ request: JoinGroupRequest, _ client: ClientIdentity, _ traits: JoinTraits,
+        _ outbox: inout Outbox
+    ) {
+        let groupID = request.groupID
+        func refuse(_ code: ErrorCode) {
+            ClassicGroup.refuse(id, code, memberID: request.memberID, &outbox)
+        }
+        guard !groupID.isEmpty, groupID.utf8.count <= GroupLimits.groupIDBytesLimit else {
+            return refuse(.invalidGroupID)
+        }
+        guard request.sessionTimeoutMs >= configuration.minSessionTimeoutMilliseconds,
+            request.sessionTimeoutMs <= configuration.maxSessionTimeoutMilliseconds
+        else { return refuse(.invalidSessionTimeout) }
+        let byteCount = request.protocols.reduce(0) { $0 + $1.metadata.readableBytes }
+        guard request.protocols.count <= GroupLimits.protocolCountLimit,
+            byteCount <= GroupLimits.memberMetadataBytesLimit
+        else { return refuse(.invalidRequest) }
+        if groups[groupID] == nil {
+            // Only a newcomer founds a group; who brings an id believes in one that is gone.
+            guard request.memberID.isEmpty else { return refuse(.unknownMemberID) }
+            guard groups.count < GroupLimits.groupCountLimit else { return refuse(.groupMaxSizeReached) }
+            groups[groupID] = ClassicGroup(id: groupID, now: outbox.now.timestamp)
+        }
+        groups[groupID]?.join(id, request, client, traits, &outbox)
+        removeIfUnused(groupID, pendingAppends: outbox.appends)
+    }
+
+    private mutating func leave(_ id: RequestID, _ request: LeaveGroupRequest, _ outbox: inout Outbox) {
+        var response = LeaveGroupResponse()
+        if request.groupID.isEmpty {
+            response.errorCode = ErrorCode.invalidGroupID.rawValue
+        } else if groups[request.groupID] != nil {
+            response.members = groups[request.groupID]?.leave(request.members, &outbox) ?? []
+            removeIfUnused(request.groupID, pendingAppends: outbox.appends)
+        } else {
+            response.members = request.members.map {
+                var answer = LeaveGroupResponse.MemberResponse()
+                answer.memberID = $0.memberID
+                answer.groupInstanceID = $0.groupInstanceID
+                answer.errorCode = ErrorCode.unknownMemberID.rawValue
+                return answer
+            }
+        }
+        outbox.respond(id, .leaveGroup(response))
+    }
+
+    private mutating func fire(_ timer: CoordinatorTimer, _ outbox: inout Outbox) {
+        let groupID: String
+        switch timer {
+        case .session(let group, let member):
+            groupID = group
+            groups[group]?.sessionTimeIsUp(member, &outbox)
+        case .pendingMember(let group, let member):
+            groupID = group
+            groups[group]?.pendingTimeIsUp(member, &outbox)
+        case .join(let group):
+            groupID = group
+            groups[group]?.joinTimeIsUp(&outbox)
+        case .sync(let group):
+            groupID = group
+            groups[group]?.syncTimeIsUp(&outbox)
+        }
+        removeIfUnused(groupID, pendingAppends: outbox.appends)
+    }
+
+    /// Forgets a group that has neither members nor a record nor offsets, so that probing for groups or joins
+    /// that never come back leave nothing behind.
+    private mutating func removeIfUnused(_ id: String, pendingAppends: [Outbox.Append] = []) {
+        guard let group = groups[id], group.isUnused, !offsets.hasOffsets(group: id), lastAppends[id] == nil,
+            !pendingAppends.contains(where: { $0.records.contains { $0.groupID == id } })
+        else { return }
+        groups[id] = nil
+    }
+
+    // MARK: Offsets
+
+    private mutating func commitOffsets(
+        _ id: RequestID, _ request: OffsetCommitRequest, reportsMissingGroup: Bool, _ outbox: inout Outbox
+    ) {
+        func refuse(_ code: ErrorCode) {
+            outbox.respond(id, .offsetCommit(Self.refusal(request, code)))
+        }
+        let groupID = request.groupID
+        // A consumer without group management may use the empty id; everybody else names a group.
+        guard groupID.utf8.count <= GroupLimits.groupIDBytesLimit else { return refuse(.invalidGroupID) }
+        if groups[groupID] != nil {
+            if let code = groups[groupID]?.checkCommit(request, &outbox) { return refuse(code) }
+        } else if request.generationIDOrMemberEpoch >= 0 {
+            return refuse(reportsMissingGroup ? .groupIDNotFound : .illegalGeneration)
+        } else if groups.count >= GroupLimits.groupCountLimit {
+            return refuse(.groupMaxSizeReached)
+        }
+
+        var response = OffsetCommitResponse()
+        var records: [CoordinatorRecord] = []
+        for topic in request.topics {
+            var topicResponse = OffsetCommitResponse.OffsetCommitResponseTopic()
+            topicResponse.name = topic.name
+            topicResponse.topicID = topic.topicID
+            for partition in topic.partitions {
+                var answer = OffsetCommitResponse.OffsetCommitResponsePartition()
+                answer.partitionIndex = partition.partitionIndex
+                let metadata = partition.committedMetadata ?? ""
+                if metadata.utf8.count > configuration.offsetMetadataMaxBytes {
+                    answer.errorCode = ErrorCode.offsetMetadataTooLarge.rawValue
+                } else if offsets.offsetCount + records.count >= GroupLimits.offsetCountLimit {
+                    answer.errorCode = ErrorCode.policyViolation.rawValue
+                } else {
+                    var key = OffsetCommitKey()
+                    key.group = groupID
+                    key.topic = topic.name
+                    key.partition = partition.partitionIndex
+                    var value = OffsetCommitValue()
+                    value.offset = partition.committedOffset
+                    value.leaderEpoch = partition.committedLeaderEpoch
+                    value.metadata = metadata
+                    value.commitTimestamp = outbox.now.timestamp.rawValue
+                    if request.retentionTimeMs >= 0 {
+                        let (sum, overflow) = outbox.now.timestamp.rawValue.addingReportingOverflow(
+                            request.retentionTimeMs)
+                        value.expireTimestamp = overflow ? .max : sum
+                    }
+                    value.topicID = topic.topicID
+                    records.append(.offsetCommit(key, value))
+                }
+                topicResponse.partitions.append(answer)
+            }
+            response.topics.append(topicResponse)
+        }
+        guard !records.isEmpty else { return outbox.respond(id, .offsetCommit(response)) }
+        outbox.append(records, then: [.respond(id, .offsetCommit(response))])
+    }
+
+    static func refusal(_ request: OffsetCommitRequest, _ code: ErrorCode) -> OffsetCommitResponse {
+        var response = OffsetCommitResponse()
+        response.topics = request.topics.map { topic in
+            var answer = OffsetCommitResponse.OffsetCommitResponseTopic()
+            answer.name = topic.name
+            answer.topicID = topic.topicID
+            answer.partitions = topic.partitions.map {
+                var partition = OffsetCommitResponse.OffsetCommitResponsePartition()
+                partition.partitionIndex = $0.partitionIndex
+                partition.errorCode = code.rawValue
+                return partition
+            }
+            return answer
+        }
+        return response
+    }
+
+    /// Offsets as replayed; the answer waits for their commit. Unknown ones are -1 without an error.
+    private func fetchOffsets(
+        _ request: OffsetFetchRequest.OffsetFetchRequestGroup
+    ) -> OffsetFetchResponse.OffsetFetchResponseGroup {
+        var response = OffsetFetchResponse.OffsetFetchResponseGroup()
+        response.groupID = request.groupID
+        if let topics = request.topics {
+            response.topics = topics.map { topic in
+                fetchOffsets(
+                    group: request.groupID, topic: topic.name, topicID: topic.topicID,
+                    partitions: topic.partitionIndexes)
+            }
+        } else {
+            response.topics = offsets.topics(group: request.groupID).map { topic in
+                fetchOffsets(
+                    group: request.groupID, topic: topic, topicID: .zero,
+                    partitions: offsets.partitions(group: request.groupID, topic: topic))
+            }
+        }
+        return response
+    }
+
+    private func fetchOffsets(
+        group: String, topic: String, topicID: UniversalID, partitions: [Int32]
+    ) -> OffsetFetchResponse.OffsetFetchResponseTopics {
+        var response = OffsetFetchResponse.OffsetFetchResponseTopics()
+        response.name = topic
+        response.topicID = topicID
+        response.partitions = partitions.map { index in
+            var answer = OffsetFetchResponse.OffsetFetchResponsePartitions()
+            answer.partitionIndex = index
+            let committed = offsets.offset(group: group, topic: topic, partition: index)
+            answer.committedOffset = committed?.offset ?? -1
+            answer.committedLeaderEpoch = committed?.leaderEpoch ?? -1
+            answer.metadata = committed?.metadata ?? ""
+            return answer
+        }
+        return response
+    }
+
+    private mutating func deleteOffsets(_ id: RequestID, _ request: OffsetDeleteRequest, _ outbox: inout Outbox) {
+        var response = OffsetDeleteResponse()
+        guard let group = groups[request.groupID] else {
+            response.errorCode =
+                (request.groupID.isEmpty ? ErrorCode.invalidGroupID : ErrorCode.groupIDNotFound).rawValue
+            return outbox.respond(id, .offsetDelete(response))
+        }
+        guard group.isEmpty || group.usesConsumerProtocol else {
+            // Members of another kind do not tell which offsets they need.
+            response.errorCode = ErrorCode.nonEmptyGroup.rawValue
+            return outbox.respond(id, .offsetDelete(response))
+        }
+        var records: [CoordinatorRecord] = []
+        for topic in request.topics {
+            var answer = OffsetDeleteResponse.OffsetDeleteResponseTopic()
+            answer.name = topic.name
+            let isSubscribed = !group.isEmpty && group.isSubscribed(to: topic.name)
+            for partition in topic.partitions {
+                var result = OffsetDeleteResponse.OffsetDeleteResponsePartition()
+                result.partitionIndex = partition.partitionIndex
+                if isSubscribed {
+                    result.errorCode = ErrorCode.groupSubscribedToTopic.rawValue
+                } else if offsets.offset(
+                    group: request.groupID, topic: topic.name, partition: partition.partitionIndex) != nil
+                {
+                    records.append(
+                        OffsetStore.tombstone(
+                            group: request.groupID, topic: topic.name, partition: partition.partitionIndex))
+                }
+                answer.partitions.append(result)
+            }
+            response.topics.append(answer)
+        }
+        guard !records.isEmpty else { return outbox.respond(id, .offsetDelete(response)) }
+        outbox.append(records, then: [.respond(id, .offsetDelete(response))])
+    }
+
+    private mutating func forget(_ topics: [String], _ outbox: inout Outbox) {
+        var records: [CoordinatorRecord] = []
+        for group in offsets.groupIDs() {
+            for topic in topics.sorted() { records.append(contentsOf: offsets.tombstones(group: group, topic: topic)) }
+        }
+        appendInBatches(records, &outbox)
+    }
+
+    /// Offsets whose time is over, and groups that are empty and have none left (KIP-211).
+    ///
+    /// The clock of an offset starts when it is committed, and not before its group became empty. While the
+    /// group lives, only topics nobody subscribes to any more can expire.
+    private mutating func expire(_ retention: OffsetRetention, _ outbox: inout Outbox) {
+        let now = outbox.now.timestamp.rawValue
+        var records: [CoordinatorRecord] = []
+        for id in groups.keys.sorted() {
+            guard let group = groups[id] else { continue }
+            var keptCount = 0
+            for topic in offsets.topics(group: id) {
+                let isInUse = !group.isEmpty && group.isSubscribed(to: topic)
+                let limit = retention.milliseconds(topic: topic)
+                let start = group.isEmpty && !group.protocolType.isEmpty ? group.phaseChangedAt.rawValue : .min
+                for partition in offsets.partitions(group: id, topic: topic) {
+                    guard let offset = offsets.offset(group: id, topic: topic, partition: partition) else { continue }
+                    let isOver: Bool
+                    if isInUse {
+                        isOver = false
+                    } else if let expiresAt = offset.expiresAt {
+                        isOver = now >= expiresAt.rawValue
+                    } else if let limit {
+                        let (end, overflow) = max(start, offset.committedAt.rawValue).addingReportingOverflow(limit)
+                        isOver = !overflow && now >= end
+                    } else {
+                        isOver = false
+                    }
+                    if isOver {
+                        records.append(OffsetStore.tombstone(group: id, topic: topic, partition: partition))
+                    } else {
+                        keptCount += 1
+                    }
+                }
+            }
+            if keptCount == 0, group.isEmpty, group.pendingMembers.isEmpty, group.persisted != nil,
+                lastAppends[id] == nil
+            {
+                records.append(ClassicGroup.tombstone(id))
+            }
+        }
+        appendInBatches(records, &outbox)
+    }
+
+    private func appendInBatches(_ records: [CoordinatorRecord], _ outbox: inout Outbox) {
+        var rest = records[...]
+        while !rest.isEmpty {
+            outbox.append(Array(rest.prefix(GroupLimits.tombstoneBatchLimit)))
+            rest = rest.dropFirst(GroupLimits.tombstoneBatchLimit)
+        }
+    }
+
+    // MARK: Groups as a whole
+
+    private func describe(_ id: String) -> DescribeGroupsResponse.DescribedGroup {
+        var answer = DescribeGroupsResponse.DescribedGroup()
+        answer.groupID = id
+        guard let group = groups[id] else {
+            answer.groupState = "Dead"
+            answer.errorCode =
+                (id.isEmpty ? ErrorCode.invalidGroupID : ErrorCode.groupIDNotFound).rawValue
+            answer.errorMessage = id.isEmpty ? "The group id is empty" : "Group \(id) not found."
+            return answer
+        }
+        let isStable = group.phase == .stable
+        answer.groupState = group.stateName
+        answer.protocolType = group.protocolType
+        answer.protocolData = isStable ? group.protocolName ?? "" : ""
+        answer.members = group.members.inOrder.map { member in
+            var entry = DescribeGroupsResponse.DescribedGroupMember()
+            entry.memberID = member.id
+            entry.groupInstanceID = member.instanceID
+            entry.clientID = member.client.clientID
+            entry.clientHost = member.client.host
+            if isStable {
+                entry.memberMetadata = member.subscription(group.protocolName ?? "")
+                entry.memberAssignment = member.assignment
+            }
+            return entry
+        }
+        return answer
+    }
+
+    /// Names of states and types compare without regard to case, as users type them.
+    private func list(_ request: ListGroupsRequest) -> ListGroupsResponse {
+        let states = Set(request.statesFilter.map { $0.lowercased() })
+        let types = Set(request.typesFilter.map { $0.lowercased() })
+        var response = ListGroupsResponse()
+        guard types.isEmpty || types.contains("classic") else { return response }
+        for id in groups.keys.sorted() {
+            guard let group = groups[id], states.isEmpty || states.contains(group.stateName.lowercased()) else {
+                continue
+            }
+            var entry = ListGroupsResponse.ListedGroup()
+            entry.groupID = id
+            entry.protocolType = group.protocolType
+            entry.groupState = group.stateName
+            entry.groupType = "classic"
+            response.groups.append(entry)
+        }
+        return response
+    }
+
+    private mutating func deleteGroups(_ id: RequestID, _ ids: [String], _ outbox: inout Outbox) {
+        var records: [CoordinatorRecord] = []
+        var seen: Set<String> = []
+        let results = ids.compactMap { groupID -> DeleteGroupsResponse.DeletableGroupResult? in
+            guard seen.insert(groupID).inserted else { return nil }
+            var result = DeleteGroupsResponse.DeletableGroupResult()
+            result.groupID = groupID
+            if let group = groups[groupID] {
+                if group.isEmpty {
+                    records.append(contentsOf: offsets.tombstones(group: groupID))
+                    if group.persisted != nil { records.append(ClassicGroup.tombstone(groupID)) }
+                } else {
+                    result.errorCode = ErrorCode.nonEmptyGroup.rawValue
+                }
+            } else {
+                result.errorCode =
+                    (groupID.isEmpty ? ErrorCode.invalidGroupID : ErrorCode.groupIDNotFound).rawValue
+            }
+            return result
+        }
+        guard !records.isEmpty else { return outbox.respond(id, .deleteGroups(results)) }
+        outbox.append(records, then: [.respond(id, .deleteGroups(results))])
+    }
+
+    // MARK: For tests, traces and `martlet group describe`
+
+    /// What the log knows: equal to that of a core into which the same records were replayed.
+    package struct DurableState: Sendable, Equatable {
+        package var groups: [String: GroupMetadataValue] = [:]
+        package var offsets: [OffsetCommitKey: CommittedOffset] = [:]
+    }
+
+    package func durableState() -> DurableState {
+        var durable = DurableState()
+        for (id, group) in groups { durable.groups[id] = group.persisted }
+        for group in offsets.groupIDs() {
+            for topic in offsets.topics(group: group) {
+                for partition in offsets.partitions(group: group, topic: topic) {
+                    var key = OffsetCommitKey()
+                    key.group = group
+                    key.topic = topic
+                    key.partition = partition
+                    durable.offsets[key] = offsets.offset(group: group, topic: topic, partition: partition)
+                }
+            }
+        }
+        return durable
+    }
+
+    /// A group in one line's worth of facts.
+    package struct GroupSummary: Sendable, Equatable {
+        package var state: String
+        package var generation: Int32
+        package var protocolName: String?
+        package var leaderID: String?
+        package var memberIDs: [String]
+        package var pendingMemberCount: Int
+        package var lastRebalance: RebalanceReport?
+    }
+
+    package func summary(group id: String) -> GroupSummary? {
+        groups[id].map { group in
+            GroupSummary(
+                state: group.stateName, generation: group.generation, protocolName: group.protocolName,
+                leaderID: group.leaderID, memberIDs: group.members.ids,
+                pendingMemberCount: group.pendingMembers.count, lastRebalance: group.lastRebalance)
+        }
+    }
+
+    package var groupCount: Int { groups.count }
+    package var offsetCount: Int { offsets.offsetCount }
+
+    /// Topics for which offsets are kept: whose retention an `expirationDue` should carry.
+    package func topicsWithOffsets() -> Set<String> {
+        var topics: Set<String> = []
+        for group in offsets.groupIDs() { topics.formUnion(offsets.topics(group: group)) }
+        return topics
+    }
+}
+
+extension CoordinatorRecord {
+    package var groupID: String {
+        switch self {
+        case .offsetCommit(let key, _): key.group
+        case .groupMetadata(let key, _): key.group
+        }
+    }
+}

@@ -1,0 +1,47 @@
+/// Bounds of one coordinator shard. A client that meets one gets a clear error; nothing grows without end.
+package enum GroupLimits {
+    /// Groups of one shard: 50 shards of the default offsets topic make five million.
+    package static let groupCountLimit = 100_000
+    /// Members of one group, whatever `group.max.size` says: a rebalance answers all of them at once.
+    package static let memberCountLimit = 10_000
+    /// Members that have got an id and not joined yet (KIP-394), per group.
+    package static let pendingMemberCountLimit = 10_000
+    /// Protocols one member may propose; clients send one to four.
+    package static let protocolCountLimit = 64
+    /// Bytes of all subscriptions one member sends, over its protocols.
+    package static let memberMetadataBytesLimit = 4 * 1024 * 1024
+    /// Bytes of one group's record; the offsets topic takes batches of 16 MiB.
+    package static let groupRecordBytesLimit = 15 * 1024 * 1024
+    /// Committed offsets of one shard: about 150 bytes each.
+    package static let offsetCountLimit = 4_000_000
+    /// Tombstones in one record batch when offsets expire or topics go; the rest follows at once.
+    package static let tombstoneBatchLimit = 10_000
+    /// Characters kept of a reason that a client gives (KIP-800).
+    package static let reasonLengthLimit = 255
+    /// Milliseconds a member that has never been in a generation may wait for its first rebalance to end:
+    /// it cannot send heartbeats before (Kafka's constant of the same meaning).
+    package static let newMemberJoinTimeoutMilliseconds: Int64 = 5 * 60 * 1000
+    /// Bytes of the id a client brings along; also bounds what the offsets topic stores per group.
+    package static let groupIDBytesLimit = 8 * 1024
+}
+
+/// What an operator can set, from the broker's configuration.
+package struct GroupConfiguration: Sendable, Equatable {
+    package var initialRebalanceDelayMilliseconds: Int64
+    package var minSessionTimeoutMilliseconds: Int32
+    package var maxSessionTimeoutMilliseconds: Int32
+    package var groupMaxSize: Int
+    package var offsetMetadataMaxBytes: Int
+
+    package init(
+        initialRebalanceDelayMilliseconds: Int64 = 3_000, minSessionTimeoutMilliseconds: Int32 = 6_000,
+        maxSessionTimeoutMilliseconds: Int32 = 1_800_000, groupMaxSize: Int = .max,
+        offsetMetadataMaxBytes: Int = 4_096
+    ) {
+        self.initialRebalanceDelayMilliseconds = initialRebalanceDelayMilliseconds
+        self.minSessionTimeoutMilliseconds = minSessionTimeoutMilliseconds
+        self.maxSessionTimeoutMilliseconds = maxSessionTimeoutMilliseconds
+        self.groupMaxSize = min(groupMaxSize, GroupLimits.memberCountLimit)
+        self.offsetMetadataMaxBytes = offsetMetadataMaxBytes
+    }
+}

@@ -1,1 +1,0 @@
-// MartletCoordinators: see README.md of the target.

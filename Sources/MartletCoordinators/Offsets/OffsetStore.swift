@@ -1,0 +1,76 @@
+import MartletKafkaProtocol
+package import MartletLogModel
+
+/// One committed offset with what the client stored beside it.
+package struct CommittedOffset: Sendable, Hashable {
+    package var offset: Int64
+    /// Epoch of the last consumed record, for truncation checks (KIP-320); `nil` if the client gave none.
+    package var leaderEpoch: Int32?
+    package var metadata: String
+    package var committedAt: Timestamp
+    /// Set only in records of clients that chose a retention themselves (before KIP-211).
+    package var expiresAt: Timestamp?
+    package var topicID: UniversalID
+
+    init(_ value: OffsetCommitValue) {
+        offset = value.offset
+        leaderEpoch = value.leaderEpoch < 0 ? nil : value.leaderEpoch
+        metadata = value.metadata
+        committedAt = Timestamp(milliseconds: value.commitTimestamp)
+        expiresAt = value.expireTimestamp < 0 ? nil : Timestamp(milliseconds: value.expireTimestamp)
+        topicID = value.topicID
+    }
+}
+
+/// Committed offsets of one shard, by group, topic and partition. Written by replay alone.
+struct OffsetStore: ~Copyable {
+    private(set) var offsetCount = 0
+    private var groups: [String: [String: [Int32: CommittedOffset]]] = [:]
+
+    mutating func replay(_ key: OffsetCommitKey, _ value: OffsetCommitValue?) {
+        guard let value else { return remove(key) }
+        let previous = groups[key.group, default: [:]][key.topic, default: [:]].updateValue(
+            CommittedOffset(value), forKey: key.partition)
+        if previous == nil { offsetCount += 1 }
+    }
+
+    private mutating func remove(_ key: OffsetCommitKey) {
+        guard groups[key.group]?[key.topic]?.removeValue(forKey: key.partition) != nil else { return }
+        offsetCount -= 1
+        // Empty tables would otherwise pile up with every topic and group that ever was.
+        if groups[key.group]?[key.topic]?.isEmpty == true { groups[key.group]?[key.topic] = nil }
+        if groups[key.group]?.isEmpty == true { groups[key.group] = nil }
+    }
+
+    func offset(group: String, topic: String, partition: Int32) -> CommittedOffset? {
+        groups[group]?[topic]?[partition]
+    }
+
+    func hasOffsets(group: String) -> Bool { groups[group] != nil }
+
+    /// Topics for which the group has offsets, in order.
+    func topics(group: String) -> [String] { groups[group]?.keys.sorted() ?? [] }
+
+    /// Partitions of a topic for which the group has offsets, in order.
+    func partitions(group: String, topic: String) -> [Int32] { groups[group]?[topic]?.keys.sorted() ?? [] }
+
+    /// Groups that have offsets, in order.
+    func groupIDs() -> [String] { groups.keys.sorted() }
+
+    /// Records that remove all offsets of a group, in the order of topic and partition.
+    func tombstones(group: String) -> [CoordinatorRecord] {
+        topics(group: group).flatMap { topic in tombstones(group: group, topic: topic) }
+    }
+
+    func tombstones(group: String, topic: String) -> [CoordinatorRecord] {
+        partitions(group: group, topic: topic).map { Self.tombstone(group: group, topic: topic, partition: $0) }
+    }
+
+    static func tombstone(group: String, topic: String, partition: Int32) -> CoordinatorRecord {
+        var key = OffsetCommitKey()
+        key.group = group
+        key.topic = topic
+        key.partition = partition
+        return .offsetCommit(key, nil)
+    }
+}

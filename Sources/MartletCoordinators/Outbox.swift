@@ -1,0 +1,37 @@
+import MartletLogModel
+
+/// What happens when an append is committed.
+enum Continuation: Equatable {
+    case respond(RequestID, GroupResponse)
+    /// The leader's assignment of this generation is durable: hand it out.
+    case handOutAssignment(group: String, generation: Int32)
+}
+
+/// Collects what one event leads to. Groups decide records; the shard replays and appends them afterwards, so
+/// that replay stays the only writer of what is durable.
+struct Outbox {
+    struct Append {
+        var records: [CoordinatorRecord]
+        var continuations: [Continuation]
+    }
+
+    let now: Moment
+    let configuration: GroupConfiguration
+    var effects: [CoordinatorEffect] = []
+    var appends: [Append] = []
+
+    init(now: Moment, configuration: GroupConfiguration) {
+        self.now = now
+        self.configuration = configuration
+    }
+
+    mutating func respond(_ request: RequestID, _ response: GroupResponse) {
+        effects.append(.respond(request, response))
+    }
+
+    mutating func append(_ records: [CoordinatorRecord], then continuations: [Continuation] = []) {
+        appends.append(Append(records: records, continuations: continuations))
+    }
+
+    func instant(inMilliseconds milliseconds: Int64) -> Instant { now.instant.advanced(byMilliseconds: milliseconds) }
+}

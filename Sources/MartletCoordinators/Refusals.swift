@@ -1,0 +1,110 @@
+import MartletKafkaProtocol
+package import MartletLogModel
+
+// Each request has its own place for an error; this file knows them all.
+
+extension GroupCoordinatorShard {
+    /// The answer to `request` that says `code`.
+    package static func refusal(_ request: GroupRequest, _ code: ErrorCode) -> GroupResponse {
+        switch request {
+        case .joinGroup(let request, _, _):
+            var response = JoinGroupResponse()
+            response.errorCode = code.rawValue
+            response.memberID = request.memberID
+            return .joinGroup(response)
+        case .syncGroup:
+            var response = SyncGroupResponse()
+            response.errorCode = code.rawValue
+            return .syncGroup(response)
+        case .heartbeat:
+            var response = HeartbeatResponse()
+            response.errorCode = code.rawValue
+            return .heartbeat(response)
+        case .leaveGroup:
+            var response = LeaveGroupResponse()
+            response.errorCode = code.rawValue
+            return .leaveGroup(response)
+        case .offsetCommit(let request, _):
+            return .offsetCommit(refusal(request, code))
+        case .offsetFetch(let request, _):
+            var response = OffsetFetchResponse.OffsetFetchResponseGroup()
+            response.groupID = request.groupID
+            response.errorCode = code.rawValue
+            return .offsetFetch(response)
+        case .describeGroups(let ids):
+            return .describeGroups(
+                ids.map {
+                    var group = DescribeGroupsResponse.DescribedGroup()
+                    group.groupID = $0
+                    group.errorCode = code.rawValue
+                    return group
+                })
+        case .listGroups:
+            var response = ListGroupsResponse()
+            response.errorCode = code.rawValue
+            return .listGroups(response)
+        case .deleteGroups(let ids):
+            return .deleteGroups(
+                ids.map {
+                    var result = DeleteGroupsResponse.DeletableGroupResult()
+                    result.groupID = $0
+                    result.errorCode = code.rawValue
+                    return result
+                })
+        case .offsetDelete:
+            var response = OffsetDeleteResponse()
+            response.errorCode = code.rawValue
+            return .offsetDelete(response)
+        }
+    }
+}
+
+extension GroupResponse {
+    /// The answer that was prepared, turned into a refusal because its append was lost. Parts that had
+    /// failed before keep their own codes.
+    func refused(_ code: ErrorCode, commitCode: ErrorCode) -> GroupResponse {
+        switch self {
+        case .joinGroup(var response):
+            response = JoinGroupResponse()
+            response.errorCode = code.rawValue
+            return .joinGroup(response)
+        case .syncGroup(var response):
+            response = SyncGroupResponse()
+            response.errorCode = code.rawValue
+            return .syncGroup(response)
+        case .heartbeat(var response):
+            response.errorCode = code.rawValue
+            return .heartbeat(response)
+        case .leaveGroup(var response):
+            response.errorCode = code.rawValue
+            return .leaveGroup(response)
+        case .offsetCommit(var response):
+            for topic in response.topics.indices {
+                for partition in response.topics[topic].partitions.indices
+                where response.topics[topic].partitions[partition].errorCode == 0 {
+                    response.topics[topic].partitions[partition].errorCode = commitCode.rawValue
+                }
+            }
+            return .offsetCommit(response)
+        case .offsetFetch(var response):
+            response.errorCode = code.rawValue
+            response.topics = []
+            return .offsetFetch(response)
+        case .describeGroups(var groups):
+            for index in groups.indices { groups[index].errorCode = code.rawValue }
+            return .describeGroups(groups)
+        case .listGroups(var response):
+            response.errorCode = code.rawValue
+            return .listGroups(response)
+        case .deleteGroups(var results):
+            for index in results.indices where results[index].errorCode == 0 {
+                results[index].errorCode = code.rawValue
+            }
+            return .deleteGroups(results)
+        case .offsetDelete(var response):
+            response = OffsetDeleteResponse()
+            response.errorCode = code.rawValue
+            return .offsetDelete(response)
+        }
+    }
+}
