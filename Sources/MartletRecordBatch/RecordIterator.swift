@@ -10,12 +10,12 @@ package struct RecordView: Sendable {
     /// Nil is a tombstone on compacted topics.
     package var value: ByteBuffer?
     package var headerCount: Int
-    /// The encoded headers, without their count.
-    private var headerBytes: ByteBuffer
+    /// The encoded headers, without their count; nil when there are none.
+    private var headerBytes: ByteBuffer?
 
     init(
         offset: Offset, timestamp: Timestamp, key: ByteBuffer?, value: ByteBuffer?, headerCount: Int,
-        headerBytes: ByteBuffer
+        headerBytes: ByteBuffer?
     ) {
         self.offset = offset
         self.timestamp = timestamp
@@ -28,7 +28,7 @@ package struct RecordView: Sendable {
     /// The headers, in order; the same key may occur more than once. Decoded at each call.
     package var headers: [RecordHeader] {
         var result: [RecordHeader] = []
-        guard headerCount > 0 else { return result }
+        guard headerCount > 0, let headerBytes else { return result }
         result.reserveCapacity(headerCount)
         // The iterator has walked these bytes: every length fits and every key is UTF-8.
         headerBytes.withUnsafeReadableBytes { bytes in
@@ -147,7 +147,7 @@ package struct RecordIterator: Sendable {
             key: slice(fields.keyStart, fields.keyLength),
             value: slice(fields.valueStart, fields.valueLength),
             headerCount: Int(fields.headerCount),
-            headerBytes: slice(fields.headersStart, end - fields.headersStart) ?? ByteBuffer())
+            headerBytes: fields.headerCount == 0 ? nil : slice(fields.headersStart, end - fields.headersStart))
     }
 
     private func slice(_ start: Int, _ length: Int) -> ByteBuffer? {
