@@ -2,15 +2,28 @@
 package import MartletLogModel
 package import NIOCore
 
-/// Fact sheet pending.
+/// Appends record batches to partitions. With acks 0 there is no response at all.
+///
+/// - 3: transactional id (KIP-98); lowest version since Kafka 4.0 (KIP-896)
+/// - 6: the broker throttles after answering (KIP-219)
+/// - 7: zstd allowed (KIP-110)
+/// - 8: errors of single records in the response (KIP-467)
+/// - 9: flexible (KIP-482)
+/// - 10: new leader in the response (KIP-951)
+/// - 11: error TRANSACTION_ABORTABLE (KIP-890)
+/// - 12: adds partitions to the transaction by itself (KIP-890)
+/// - 13: topic ids replace names (KIP-516)
 package struct ProduceRequest: KafkaRequest {
     package typealias Response = ProduceResponse
     package static var apiKey: APIKey { .produce }
     package static var versions: ClosedRange<Int16> { 3...13 }
     package static var firstFlexibleVersion: Int16? { 9 }
 
+    /// Null for a producer without transactions.
     package var transactionalID: String? = nil
+    /// 0 for no response, 1 for the leader alone, -1 for the whole in-sync set.
     package var acks: Int16 = 0
+    /// Milliseconds that the broker may take.
     package var timeoutMs: Int32 = 0
     package var topicData: [TopicProduceData] = []
 
@@ -84,6 +97,7 @@ package struct ProduceRequest: KafkaRequest {
 
     package struct PartitionProduceData: KafkaStructure {
         package var index: Int32 = 0
+        /// Exactly one record batch.
         package var records: ByteBuffer? = ByteBuffer()
 
         package init() {}
@@ -108,15 +122,22 @@ package struct ProduceRequest: KafkaRequest {
     }
 }
 
-/// Fact sheet pending.
+/// Tells for each partition at which offset the batch was appended, or why it was not.
+///
+/// - 5: log start offset
+/// - 8: errors of single records (KIP-467)
+/// - 9: flexible (KIP-482)
+/// - 10: new leader and its address (KIP-951)
+/// - 13: topic ids replace names (KIP-516)
 package struct ProduceResponse: KafkaResponse {
     package static var apiKey: APIKey { .produce }
     package static var versions: ClosedRange<Int16> { 3...13 }
     package static var firstFlexibleVersion: Int16? { 9 }
 
     package var responses: [TopicProduceResponse] = []
+    /// Milliseconds for which the client should send nothing, because of a quota; 0 for none.
     package var throttleTimeMs: Int32 = 0
-    /// Versions 10+. Tag 0.
+    /// Addresses of the leaders named above. Versions 10+. Tag 0.
     package var nodeEndpoints: [NodeEndpoint] = []
 
     package init() {}
@@ -203,16 +224,19 @@ package struct ProduceResponse: KafkaResponse {
 
     package struct PartitionProduceResponse: KafkaStructure {
         package var index: Int32 = 0
+        /// 0 for success; see Protocol/Errors.
         package var errorCode: Int16 = 0
+        /// Offset of the first record of the batch; of the earlier one for a duplicate.
         package var baseOffset: Int64 = 0
+        /// The time if the topic uses append time, else -1.
         package var logAppendTimeMs: Int64 = -1
-        /// Versions 5+.
+        /// First offset that is still there; -1 if not known. Versions 5+.
         package var logStartOffset: Int64 = -1
-        /// Versions 8+.
+        /// The records of the batch that were refused; the batch is refused as a whole. Versions 8+.
         package var recordErrors: [BatchIndexAndErrorMessage] = []
-        /// Versions 8+.
+        /// Cause and remedy in words; null without an error. Versions 8+.
         package var errorMessage: String? = nil
-        /// Versions 10+. Tag 0.
+        /// Set with error 6, so that the client need not refresh metadata. Versions 10+. Tag 0.
         package var currentLeader: LeaderIdAndEpoch = LeaderIdAndEpoch()
 
         package init() {}
@@ -276,7 +300,9 @@ package struct ProduceResponse: KafkaResponse {
         }
     }
 
+    /// the records of the batch that were refused; the batch is refused as a whole
     package struct BatchIndexAndErrorMessage: KafkaStructure {
+        /// Index of the record in its batch.
         package var batchIndex: Int32 = 0
         package var batchIndexErrorMessage: String? = nil
 
@@ -301,8 +327,10 @@ package struct ProduceResponse: KafkaResponse {
         }
     }
 
+    /// set with error 6, so that the client need not refresh metadata
     package struct LeaderIdAndEpoch: KafkaStructure {
         package var leaderID: Int32 = -1
+        /// -1 if not known.
         package var leaderEpoch: Int32 = -1
 
         package init() {}
@@ -320,10 +348,12 @@ package struct ProduceResponse: KafkaResponse {
         }
     }
 
+    /// addresses of the leaders named above
     package struct NodeEndpoint: KafkaStructure {
         package var nodeID: Int32 = 0
         package var host: String = ""
         package var port: Int32 = 0
+        /// Null if the broker has none.
         package var rack: String? = nil
 
         package init() {}

@@ -2,31 +2,51 @@
 package import MartletLogModel
 package import NIOCore
 
-/// Fact sheet pending.
+/// Reads record batches from partitions: consumers, followers and observers of the metadata log alike. The
+/// broker holds the answer until MinBytes are there or MaxWaitMs are over.
+///
+/// - 4: isolation level (KIP-98); lowest version since Kafka 4.0 (KIP-896)
+/// - 5: log start offset of followers (KIP-107)
+/// - 7: incremental sessions (KIP-227)
+/// - 9: leader epoch for fencing (KIP-320)
+/// - 10: zstd allowed (KIP-110)
+/// - 11: fetching from a near follower (KIP-392)
+/// - 12: flexible; last fetched epoch and diverging epoch (KIP-595)
+/// - 13: topic ids replace names (KIP-516)
+/// - 14: error OFFSET_MOVED_TO_TIERED_STORAGE (KIP-405)
+/// - 15: replica state replaces the replica id (KIP-903)
+/// - 16: new leader in the response (KIP-951)
+/// - 17: directory id of the follower (KIP-853)
+/// - 18: high watermark known to the follower (KIP-1166)
 package struct FetchRequest: KafkaRequest {
     package typealias Response = FetchResponse
     package static var apiKey: APIKey { .fetch }
     package static var versions: ClosedRange<Int16> { 4...18 }
     package static var firstFlexibleVersion: Int16? { 12 }
 
-    /// Versions 12+. Tag 0.
+    /// Refused with error 104 if it is another one; for fetchers of the metadata log. Versions 12+. Tag 0.
     package var clusterID: String? = nil
-    /// Versions 4-14.
+    /// Broker id of a follower; -1 for a consumer. Versions 4-14.
     package var replicaID: Int32 = -1
-    /// Versions 15+. Tag 1.
+    /// Tells a follower from a consumer (KIP-903). Versions 15+. Tag 1.
     package var replicaState: ReplicaState = ReplicaState()
+    /// Longest wait in milliseconds for MinBytes.
     package var maxWaitMs: Int32 = 0
+    /// Bytes for which it is worth to answer early.
     package var minBytes: Int32 = 0
+    /// Limit of the whole response; the first batch may be above it (KIP-74).
     package var maxBytes: Int32 = Int32.max
+    /// 0 up to the high watermark, 1 up to the last stable offset.
     package var isolationLevel: Int8 = 0
-    /// Versions 7+.
+    /// 0 for none or for a new one (KIP-227). Versions 7+.
     package var sessionID: Int32 = 0
-    /// Versions 7+.
+    /// -1 for no session, 0 to open one, then 1, 2, 3 …; after the largest int32 comes 1. Versions 7+.
     package var sessionEpoch: Int32 = -1
+    /// With a session, only what has changed.
     package var topics: [FetchTopic] = []
-    /// Versions 7+.
+    /// Partitions to drop from the session. Versions 7+.
     package var forgottenTopicsData: [ForgottenTopic] = []
-    /// Versions 11+.
+    /// Rack of the consumer, for reading from a near replica (KIP-392). Versions 11+.
     package var rackID: String = ""
 
     package init() {}
@@ -122,8 +142,11 @@ package struct FetchRequest: KafkaRequest {
         }
     }
 
+    /// tells a follower from a consumer (KIP-903)
     package struct ReplicaState: KafkaStructure {
+        /// Broker id of a follower; -1 for a consumer.
         package var replicaID: Int32 = -1
+        /// Broker epoch of the follower.
         package var replicaEpoch: Int64 = -1
 
         package init() {}
@@ -141,6 +164,7 @@ package struct FetchRequest: KafkaRequest {
         }
     }
 
+    /// with a session, only what has changed
     package struct FetchTopic: KafkaStructure {
         /// Versions 4-12.
         package var topic: String = ""
@@ -181,17 +205,20 @@ package struct FetchRequest: KafkaRequest {
 
     package struct FetchPartition: KafkaStructure {
         package var partition: Int32 = 0
-        /// Versions 9+.
+        /// Epoch of the leader as the sender knows it; -1 for no fencing check (KIP-320). Versions 9+.
         package var currentLeaderEpoch: Int32 = -1
         package var fetchOffset: Int64 = 0
-        /// Versions 12+.
+        /// Epoch of the last record the fetcher has; the leader answers with a diverging epoch if it
+        /// disagrees (KIP-595). Versions 12+.
         package var lastFetchedEpoch: Int32 = -1
-        /// Versions 5+.
+        /// Log start of the follower; -1 from a consumer. Versions 5+.
         package var logStartOffset: Int64 = -1
+        /// Limit of the partition; the first batch may be above it (KIP-74).
         package var partitionMaxBytes: Int32 = 0
-        /// Versions 17+. Tag 0.
+        /// Directory id of the replica's log. Versions 17+. Tag 0.
         package var replicaDirectoryID: UniversalID = UniversalID.zero
-        /// Versions 18+. Tag 1.
+        /// High watermark known to the follower; the default says that it does not tell. Versions 18+. Tag
+        /// 1.
         package var highWatermark: Int64 = Int64.max
 
         package init() {}
@@ -261,6 +288,7 @@ package struct FetchRequest: KafkaRequest {
         }
     }
 
+    /// partitions to drop from the session
     package struct ForgottenTopic: KafkaStructure {
         /// Versions 7-12.
         package var topic: String = ""
@@ -300,16 +328,26 @@ package struct FetchRequest: KafkaRequest {
     }
 }
 
-/// Fact sheet pending.
+/// Batches for each partition, whole ones only; the first one may be above the limits so that readers never
+/// get stuck (KIP-74).
+///
+/// - 4: last stable offset and aborted transactions (KIP-98)
+/// - 5: log start offset (KIP-107)
+/// - 7: sessions (KIP-227)
+/// - 11: preferred read replica (KIP-392)
+/// - 12: flexible; diverging epoch, current leader and snapshot id in tagged fields (KIP-595)
+/// - 13: topic ids replace names (KIP-516)
+/// - 16: addresses of new leaders (KIP-951)
 package struct FetchResponse: KafkaResponse {
     package static var apiKey: APIKey { .fetch }
     package static var versions: ClosedRange<Int16> { 4...18 }
     package static var firstFlexibleVersion: Int16? { 12 }
 
+    /// Milliseconds for which the client should send nothing, because of a quota; 0 for none.
     package var throttleTimeMs: Int32 = 0
-    /// Versions 7+.
+    /// 0 for success; see Protocol/Errors. Versions 7+.
     package var errorCode: Int16 = 0
-    /// Versions 7+.
+    /// 0 if there is no session. Versions 7+.
     package var sessionID: Int32 = 0
     package var responses: [FetchableTopicResponse] = []
     /// Versions 16+. Tag 0.
@@ -413,20 +451,28 @@ package struct FetchResponse: KafkaResponse {
 
     package struct PartitionData: KafkaStructure {
         package var partitionIndex: Int32 = 0
+        /// 0 for success; see Protocol/Errors.
         package var errorCode: Int16 = 0
+        /// Offset after the last committed record.
         package var highWatermark: Int64 = 0
+        /// Offset of the first record of an open transaction, or the high watermark; -1 if not known.
         package var lastStableOffset: Int64 = -1
-        /// Versions 5+.
+        /// First offset that is still there; -1 if not known. Versions 5+.
         package var logStartOffset: Int64 = -1
+        /// Largest epoch, and its end, up to which fetcher and leader agree; the fetcher truncates to it.
         /// Versions 12+. Tag 0.
         package var divergingEpoch: EpochEndOffset = EpochEndOffset()
-        /// Versions 12+. Tag 1.
+        /// Set with errors 6 and 74. Versions 12+. Tag 1.
         package var currentLeader: LeaderIdAndEpoch = LeaderIdAndEpoch()
+        /// Set if the offset is before the log start: fetch this snapshot of the metadata log instead.
         /// Versions 12+. Tag 2.
         package var snapshotID: SnapshotId = SnapshotId()
+        /// Transactions whose records a read_committed consumer must skip; null for read_uncommitted.
         package var abortedTransactions: [AbortedTransaction]? = []
-        /// Versions 11+.
+        /// Broker that the consumer should read from; -1 for this one. Versions 11+.
         package var preferredReadReplica: Int32 = -1
+        /// Whole record batches as they are in the log; the first one may begin before the offset asked
+        /// for.
         package var records: ByteBuffer? = ByteBuffer()
 
         package init() {}
@@ -514,6 +560,7 @@ package struct FetchResponse: KafkaResponse {
         }
     }
 
+    /// largest epoch, and its end, up to which fetcher and leader agree; the fetcher truncates to it
     package struct EpochEndOffset: KafkaStructure {
         package var epoch: Int32 = -1
         package var endOffset: Int64 = -1
@@ -533,8 +580,10 @@ package struct FetchResponse: KafkaResponse {
         }
     }
 
+    /// set with errors 6 and 74
     package struct LeaderIdAndEpoch: KafkaStructure {
         package var leaderID: Int32 = -1
+        /// -1 if not known.
         package var leaderEpoch: Int32 = -1
 
         package init() {}
@@ -552,6 +601,7 @@ package struct FetchResponse: KafkaResponse {
         }
     }
 
+    /// set if the offset is before the log start: fetch this snapshot of the metadata log instead
     package struct SnapshotId: KafkaStructure {
         package var endOffset: Int64 = -1
         package var epoch: Int32 = -1
@@ -571,8 +621,11 @@ package struct FetchResponse: KafkaResponse {
         }
     }
 
+    /// transactions whose records a read_committed consumer must skip; null for read_uncommitted
     package struct AbortedTransaction: KafkaStructure {
+        /// -1 for none.
         package var producerID: Int64 = 0
+        /// First offset of the aborted transaction.
         package var firstOffset: Int64 = 0
 
         package init() {}
@@ -600,6 +653,7 @@ package struct FetchResponse: KafkaResponse {
         package var nodeID: Int32 = 0
         package var host: String = ""
         package var port: Int32 = 0
+        /// Null if the broker has none.
         package var rack: String? = nil
 
         package init() {}

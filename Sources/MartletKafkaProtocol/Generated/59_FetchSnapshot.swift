@@ -2,7 +2,7 @@
 package import MartletLogModel
 package import NIOCore
 
-/// Fact sheet pending.
+/// Reads a part of a snapshot of the metadata log (KIP-630).
 package struct FetchSnapshotRequest: KafkaRequest {
     package typealias Response = FetchSnapshotResponse
     package static var apiKey: APIKey { .fetchSnapshot }
@@ -77,10 +77,11 @@ package struct FetchSnapshotRequest: KafkaRequest {
 
     package struct PartitionSnapshot: KafkaStructure {
         package var partition: Int32 = 0
+        /// Epoch of the leader as the sender knows it; -1 for no fencing check (KIP-320).
         package var currentLeaderEpoch: Int32 = 0
         package var snapshotID: SnapshotId = SnapshotId()
         package var position: Int64 = 0
-        /// Versions 1+. Tag 0.
+        /// Directory id of the replica's log. Versions 1+. Tag 0.
         package var replicaDirectoryID: UniversalID = UniversalID.zero
 
         package init() {}
@@ -137,13 +138,15 @@ package struct FetchSnapshotRequest: KafkaRequest {
     }
 }
 
-/// Fact sheet pending.
+/// Bytes of the snapshot at the position asked for.
 package struct FetchSnapshotResponse: KafkaResponse {
     package static var apiKey: APIKey { .fetchSnapshot }
     package static var versions: ClosedRange<Int16> { 0...1 }
     package static var firstFlexibleVersion: Int16? { 0 }
 
+    /// Milliseconds for which the client should send nothing, because of a quota; 0 for none.
     package var throttleTimeMs: Int32 = 0
+    /// 0 for success; see Protocol/Errors.
     package var errorCode: Int16 = 0
     package var topics: [TopicSnapshot] = []
     /// Versions 1+. Tag 0.
@@ -214,6 +217,7 @@ package struct FetchSnapshotResponse: KafkaResponse {
 
     package struct PartitionSnapshot: KafkaStructure {
         package var index: Int32 = 0
+        /// 0 for success; see Protocol/Errors.
         package var errorCode: Int16 = 0
         package var snapshotID: SnapshotId = SnapshotId()
         /// Tag 0.
@@ -283,6 +287,7 @@ package struct FetchSnapshotResponse: KafkaResponse {
 
     package struct LeaderIdAndEpoch: KafkaStructure {
         package var leaderID: Int32 = 0
+        /// -1 if not known.
         package var leaderEpoch: Int32 = 0
 
         package init() {}

@@ -2,7 +2,7 @@
 package import MartletLogModel
 package import NIOCore
 
-/// Fact sheet pending.
+/// Delivers client metrics in OTLP form (KIP-714).
 package struct PushTelemetryRequest: KafkaRequest {
     package typealias Response = PushTelemetryResponse
     package static var apiKey: APIKey { .pushTelemetry }
@@ -44,13 +44,15 @@ package struct PushTelemetryRequest: KafkaRequest {
     }
 }
 
-/// Fact sheet pending.
+/// One error code.
 package struct PushTelemetryResponse: KafkaResponse {
     package static var apiKey: APIKey { .pushTelemetry }
     package static var versions: ClosedRange<Int16> { 0...0 }
     package static var firstFlexibleVersion: Int16? { 0 }
 
+    /// Milliseconds for which the client should send nothing, because of a quota; 0 for none.
     package var throttleTimeMs: Int32 = 0
+    /// 0 for success; see Protocol/Errors.
     package var errorCode: Int16 = 0
 
     package init() {}

@@ -2,7 +2,7 @@
 package import MartletLogModel
 package import NIOCore
 
-/// Fact sheet pending.
+/// Acquires records of share partitions and acknowledges earlier ones (KIP-932).
 package struct ShareFetchRequest: KafkaRequest {
     package typealias Response = ShareFetchResponse
     package static var apiKey: APIKey { .shareFetch }
@@ -121,6 +121,7 @@ package struct ShareFetchRequest: KafkaRequest {
     package struct AcknowledgementBatch: KafkaStructure {
         package var firstOffset: Int64 = 0
         package var lastOffset: Int64 = 0
+        /// 0 gap, 1 accept, 2 release, 3 reject; one per record, or one for all.
         package var acknowledgeTypes: [Int8] = []
 
         package init() {}
@@ -164,14 +165,17 @@ package struct ShareFetchRequest: KafkaRequest {
     }
 }
 
-/// Fact sheet pending.
+/// Records with the ranges acquired for this member.
 package struct ShareFetchResponse: KafkaResponse {
     package static var apiKey: APIKey { .shareFetch }
     package static var versions: ClosedRange<Int16> { 1...2 }
     package static var firstFlexibleVersion: Int16? { 0 }
 
+    /// Milliseconds for which the client should send nothing, because of a quota; 0 for none.
     package var throttleTimeMs: Int32 = 0
+    /// 0 for success; see Protocol/Errors.
     package var errorCode: Int16 = 0
+    /// Cause and remedy in words; null without an error.
     package var errorMessage: String? = nil
     package var acquisitionLockTimeoutMs: Int32 = 0
     package var responses: [ShareFetchableTopicResponse] = []
@@ -230,7 +234,9 @@ package struct ShareFetchResponse: KafkaResponse {
 
     package struct PartitionData: KafkaStructure {
         package var partitionIndex: Int32 = 0
+        /// 0 for success; see Protocol/Errors.
         package var errorCode: Int16 = 0
+        /// Cause and remedy in words; null without an error.
         package var errorMessage: String? = nil
         package var acknowledgeErrorCode: Int16 = 0
         package var acknowledgeErrorMessage: String? = nil
@@ -269,6 +275,7 @@ package struct ShareFetchResponse: KafkaResponse {
 
     package struct LeaderIdAndEpoch: KafkaStructure {
         package var leaderID: Int32 = 0
+        /// -1 if not known.
         package var leaderEpoch: Int32 = 0
 
         package init() {}
@@ -312,6 +319,7 @@ package struct ShareFetchResponse: KafkaResponse {
         package var nodeID: Int32 = 0
         package var host: String = ""
         package var port: Int32 = 0
+        /// Null if the broker has none.
         package var rack: String? = nil
 
         package init() {}

@@ -45,6 +45,9 @@ package enum Generator {
         outputs["\(folder)/AnyRequest.swift"] = TableWriter.anyRequest(schema.messages)
         outputs["\(folder)/MetadataRecord.swift"] = TableWriter.metadataRecord(schema.messages)
         outputs["Sources/MartletLogModel/Generated/ErrorCodes.swift"] = ErrorTable.swift(schema.errors)
+        for (name, text) in RandomWriter.files(schema.messages) {
+            outputs["Tests/MartletKafkaProtocolTests/Generated/\(name)"] = text
+        }
         return outputs
     }
 
