@@ -65,7 +65,7 @@ let package = Package(
         .target(
             name: "MartletKafkaProtocol",
             dependencies: ["MartletLogModel", nioCore],
-            swiftSettings: house),
+            exclude: ["README.md"], swiftSettings: house),
 
         // L2: cores.
         .target(
