@@ -1,4 +1,5 @@
 import MartletClient
+import MartletLogModel
 import MartletMarketData
 
 /// Exit codes after BSD's sysexits.h where it has one.

@@ -29,7 +29,7 @@ struct Martlet: AsyncParsableCommand {
         version: Version.text,
         subcommands: [
             TopicCommand.self, ProduceCommand.self, ConsumeCommand.self, GroupCommand.self, ConfigCommand.self,
-            ClusterCommand.self, LogCommand.self, BrokerCommand.self, DevCommand.self, BenchCommand.self,
+            ClusterCommand.self, LogCommand.self, BrokerCommand.self, BenchCommand.self,
             MarketCommand.self, CompletionCommand.self,
         ])
 }
@@ -65,6 +65,8 @@ struct CompletionCommand: ParsableCommand {
 @main
 enum Entry {
     static func main() async {
+        // A reader of our output that went away is an error of write(2), not a signal.
+        signal(SIGPIPE, SIG_IGN)
         let arguments = KafkaToolNames.rewrite(Array(CommandLine.arguments.dropFirst()))
         do {
             var command = try Martlet.parseAsRoot(arguments)

@@ -11,7 +11,17 @@ struct MarketCommand: AsyncParsableCommand {
         subcommands: [MarketReplayCommand.self, MarketRecordCommand.self, MarketTape.self, MarketGenerate.self])
 }
 
-extension MarketFormat: ExpressibleByArgument {}
+/// Formats by their names on the command line.
+enum FormatName: String, ExpressibleByArgument, CaseIterable {
+    case itch50, lobster
+
+    var format: MarketFormat {
+        switch self {
+        case .itch50: .itch50
+        case .lobster: .lobster
+        }
+    }
+}
 
 struct MarketReplayCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -32,7 +42,7 @@ struct MarketReplayCommand: AsyncParsableCommand {
     @Argument(help: "Files to replay, in this order.") var files: [String]
     @OptionGroup var connection: ConnectionOptions
     @OptionGroup var producing: ProducerOptions
-    @Option(help: "itch50 or lobster.") var format: MarketFormat
+    @Option(help: "itch50 or lobster.") var format: FormatName
     @Option(help: "Name of the topic.") var topic: String
     @Option(name: .shortAndLong, help: "Send to this partition (default: by symbol).") var partition: Int32?
     @Option(help: "max, or a multiple of the session's own speed: 1x, 10x, 0.5x.") var speed = "max"
@@ -44,7 +54,7 @@ struct MarketReplayCommand: AsyncParsableCommand {
 
     func run() async throws {
         if let problem = TopicName.problem(topic) { throw CommandFailure(problem, exitCode: .usage) }
-        var replay = MarketReplay(format: format, topic: topic)
+        var replay = MarketReplay(format: format.format, topic: topic)
         replay.partition = partition.map { PartitionIndex($0) }
         replay.symbol = symbol
         replay.speed = try ReplaySpeed.parse(speed)
@@ -125,7 +135,7 @@ struct MarketRecordCommand: AsyncParsableCommand {
     @Argument(help: "Name of the topic.") var topic: String
     @Argument(help: "File to write.") var file: String
     @OptionGroup var connection: ConnectionOptions
-    @Option(help: "itch50 or lobster.") var format: MarketFormat
+    @Option(help: "itch50 or lobster.") var format: FormatName
     @Option(name: .shortAndLong, help: "Partition to read (default: the only one).") var partition: Int32?
     @Option(
         name: [.customShort("o"), .long], parsing: .unconditional,
@@ -139,7 +149,7 @@ struct MarketRecordCommand: AsyncParsableCommand {
         let reading = TopicReading(
             topic: topic, partitions: [index], start: try OffsetChoice(offset), follow: follow,
             configuration: ConsumerConfiguration(try connection.configuration()))
-        let recording = try MarketRecording(path: file, format: format)
+        let recording = try MarketRecording(path: file, format: format.format)
         _ = try await untilInterrupted { try await reading.run { try recording.append($0) } }
         try recording.finish()
         if json {
@@ -183,7 +193,7 @@ struct MarketTape: AsyncParsableCommand {
 
     @Argument(help: "Name of the topic.") var topic: String
     @OptionGroup var connection: ConnectionOptions
-    @Option(help: "itch50 or lobster.") var format: MarketFormat = .itch50
+    @Option(help: "itch50 or lobster.") var format: FormatName = .itch50
     @Option(help: "Only trades of this symbol; may be repeated.") var symbol: [String] = []
     @Option(
         name: [.customShort("o"), .long], parsing: .unconditional,
@@ -197,7 +207,7 @@ struct MarketTape: AsyncParsableCommand {
         let reading = TopicReading(
             topic: topic, start: try OffsetChoice(offset), follow: follow,
             configuration: ConsumerConfiguration(try connection.configuration()))
-        let printer = TapePrinter(format: format, symbols: Set(symbol), limit: maxTrades ?? Int.max, json: json)
+        let printer = TapePrinter(format: format.format, symbols: Set(symbol), limit: maxTrades ?? Int.max, json: json)
         do {
             _ = try await untilInterrupted { try await reading.run { try printer.print($0) } }
         } catch is TapePrinter.LimitReached {

@@ -1,4 +1,5 @@
 import MartletClient
+import MartletLogModel
 import NIOCore
 
 /// Format string of `consume`, in kcat's letters:
