@@ -14,8 +14,10 @@ struct Martlet: AsyncParsableCommand {
         commandName: "martlet",
         abstract: "Work with Martlet, and with any other Kafka cluster.",
         discussion: """
-            Every command that talks to a cluster takes --bootstrap HOST:PORT[,HOST:PORT…]; without it the
-            environment variable MARTLET_BOOTSTRAP counts, and without that 127.0.0.1:9092. Listings take --json.
+            Every command that talks to a cluster takes --bootstrap
+            HOST:PORT[,HOST:PORT…]; without it the environment variable
+            MARTLET_BOOTSTRAP counts, and without that 127.0.0.1:9092. Listings take
+            --json.
 
             A first look:
               martlet broker start
@@ -23,8 +25,8 @@ struct Martlet: AsyncParsableCommand {
               echo 'AAPL:100' | martlet produce orders --key-separator :
               martlet consume orders --format '%p/%o %k=%s\\n'
 
-            Exit codes: 0 done, 1 refused or failed, 64 wrong usage, 69 no broker reachable, 74 file trouble,
-            75 time ran out, 130 interrupted.
+            Exit codes: 0 done, 1 refused or failed, 64 wrong usage, 69 no broker
+            reachable, 74 file trouble, 75 time ran out, 130 interrupted.
             """,
         version: Version.text,
         subcommands: [

@@ -60,7 +60,7 @@ struct BenchProduce: AsyncParsableCommand {
             Examples:
               martlet topic create bench --partitions 4
               martlet bench produce bench --records 5000000 --record-size 100
-              martlet bench produce bench --acks 1 --codec lz4 --batch-bytes 1048576 --json
+              martlet bench produce bench --acks 1 --codec lz4 --json
             """)
 
     @Argument(help: "Name of the topic.") var topic: String

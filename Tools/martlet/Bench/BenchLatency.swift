@@ -15,8 +15,9 @@ struct BenchLatency: AsyncParsableCommand {
         commandName: "latency",
         abstract: "Send at a fixed rate and measure acknowledgement and delivery.",
         discussion: """
-            The load is open: records are due at fixed times whether or not earlier ones were answered, and every
-            latency counts from the time a record was due. So a stall is seen by all records that fall due in it.
+            The load is open: records are due at fixed times whether or not earlier ones
+            were answered, and every latency counts from the time a record was due. So a
+            stall is seen by all records that fall due in it.
 
             Examples:
               martlet bench latency bench --rate 1000 --seconds 30

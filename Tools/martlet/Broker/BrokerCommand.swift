@@ -37,7 +37,8 @@ struct BrokerStart: ParsableCommand {
         commandName: "start",
         abstract: "Start a broker in the background and wait until it accepts connections.",
         discussion: """
-            Data is acknowledged when it is on the disk (--durability fsync, the default).
+            Data is acknowledged when it is on the disk (--durability fsync, the
+            default).
 
             Examples:
               martlet broker start

@@ -98,7 +98,7 @@ struct ConfigAlter: AsyncParsableCommand {
         discussion: """
             Examples:
               martlet config alter topic orders --set retention.ms=3600000
-              martlet config alter topic orders --delete retention.ms --append cleanup.policy=compact
+              martlet config alter topic orders --append cleanup.policy=compact
               martlet config alter cluster --set log.retention.ms=86400000
             """)
 

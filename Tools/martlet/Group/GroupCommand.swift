@@ -63,7 +63,8 @@ struct GroupDescribe: AsyncParsableCommand {
         commandName: "describe",
         abstract: "Show members, committed offsets and lag.",
         discussion: """
-            Lag is the number of offsets between the committed one and the end of the partition.
+            Lag is the number of offsets between the committed one and the end of the
+            partition.
 
             Examples:
               martlet group describe billing

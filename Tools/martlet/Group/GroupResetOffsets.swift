@@ -7,7 +7,8 @@ struct GroupResetOffsets: AsyncParsableCommand {
         commandName: "reset-offsets",
         abstract: "Move a group's committed offsets; shows what would change unless --execute is given.",
         discussion: """
-            The group must have no members. Without --topic all partitions that the group has committed move.
+            The group must have no members. Without --topic all partitions that the
+            group has committed move.
 
             Examples:
               martlet group reset-offsets billing --topic orders --to earliest

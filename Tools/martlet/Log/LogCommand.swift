@@ -12,8 +12,8 @@ struct LogDump: ParsableCommand {
         commandName: "dump",
         abstract: "Print segments (.log), their indexes (.index, .timeindex) and producer states (.snapshot).",
         discussion: """
-            Files are only read. Checksums are verified; the first damage is named with its position and ends the
-            dump of that file with exit code 1.
+            Files are only read. Checksums are verified; the first damage is named with
+            its position and ends the dump of that file with exit code 1.
 
             Examples:
               martlet log dump /var/lib/martlet/orders-0/00000000000000000000.log

@@ -28,15 +28,16 @@ struct MarketReplayCommand: AsyncParsableCommand {
         commandName: "replay",
         abstract: "Send the messages of market data files to a topic, one record each.",
         discussion: """
-            The value is the message without its framing (ITCH: without the length prefix; LOBSTER: the line
-            without its newline), the key is the instrument's symbol where known. Files may be gzip-compressed.
-            Records carry the present time; --event-time gives them the time of the message, which retention by
+            The value is the message without its framing (ITCH: without the length
+            prefix; LOBSTER: the line without its newline), the key is the instrument's
+            symbol where known. Files may be gzip-compressed. Records carry the present
+            time; --event-time gives them the time of the message, which retention by
             time then judges by.
 
             Examples:
               martlet market replay day.itch.gz --format itch50 --topic feed --codec gzip
-              martlet market replay AMZN_2012-06-21_34200000_57600000_message_5.csv --format lobster \\
-                --topic amzn --speed 10x
+              martlet market replay AMZN_2012-06-21_34200000_57600000_message_5.csv \\
+                --format lobster --topic amzn --speed 10x
             """)
 
     @Argument(help: "Files to replay, in this order.") var files: [String]
@@ -124,12 +125,12 @@ struct MarketRecordCommand: AsyncParsableCommand {
         commandName: "record",
         abstract: "Write the messages of a partition to a market data file: the inverse of replay.",
         discussion: """
-            From a topic with one partition that a file was replayed into, the same bytes come back. A name that
-            ends in .gz is compressed.
+            From a topic with one partition that a file was replayed into, the same
+            bytes come back. A name that ends in .gz is compressed.
 
             Examples:
               martlet market record feed day.itch --format itch50
-              martlet market record feed part2.itch.gz --format itch50 --partition 2 --follow
+              martlet market record feed part2.itch.gz --format itch50 --partition 2
             """)
 
     @Argument(help: "Name of the topic.") var topic: String
@@ -182,8 +183,8 @@ struct MarketTape: AsyncParsableCommand {
         commandName: "tape",
         abstract: "Print the trades of a topic that market data was replayed into.",
         discussion: """
-            ITCH executions name only the resting order, so the tape reads from the start of the topic (unless
-            told otherwise) to know prices.
+            ITCH executions name only the resting order, so the tape reads from the
+            start of the topic (unless told otherwise) to know prices.
 
             Examples:
               martlet market tape feed --follow

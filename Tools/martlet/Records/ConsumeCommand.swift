@@ -8,12 +8,14 @@ struct ConsumeCommand: AsyncParsableCommand {
         commandName: "consume",
         abstract: "Print records of a topic.",
         discussion: """
-            Without --follow the command ends at the end that the topic had when it began. Without --group it
-            starts with the earliest record (with --follow: with the next new one); with --group it starts where
-            the group stopped, and commits.
+            Without --follow the command ends at the end that the topic had when it
+            began. Without --group it starts with the earliest record (with --follow:
+            with the next new one); with --group it starts where the group stopped, and
+            commits.
 
-            Format letters: %t topic, %p partition, %o offset, %T time in ms, %D time as text, %k key, %K its
-            length, %s value, %S its length, %h headers, %H number of headers; \\n, \\t, \\xHH as in C.
+            Format letters: %t topic, %p partition, %o offset, %T time in ms, %D time as
+            text, %k key, %K its length, %s value, %S its length, %h headers, %H number
+            of headers; \\n, \\t, \\xHH as in C.
 
             Examples:
               martlet consume orders

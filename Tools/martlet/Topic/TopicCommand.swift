@@ -35,8 +35,9 @@ struct TopicCreate: AsyncParsableCommand {
         discussion: """
             Examples:
               martlet topic create orders
-              martlet topic create orders trades --partitions 4 --config compression.type=gzip
-              martlet topic create ticks --config martlet.durability=relaxed --config retention.ms=3600000
+              martlet topic create orders trades --partitions 4
+              martlet topic create packed --config compression.type=gzip
+              martlet topic create ticks --config martlet.durability=relaxed
             """)
 
     @OptionGroup var topics: TopicNames
@@ -167,11 +168,12 @@ struct TopicAlter: AsyncParsableCommand {
         commandName: "alter",
         abstract: "Add partitions to a topic, or change its settings.",
         discussion: """
-            Partitions can be added, never taken away; keys may then belong to other partitions.
+            Partitions can be added, never taken away; keys may then belong to other
+            partitions.
 
             Examples:
               martlet topic alter orders --partitions 8
-              martlet topic alter orders --config retention.ms=86400000 --delete-config cleanup.policy
+              martlet topic alter orders --config retention.ms=86400000
             """)
 
     @OptionGroup var topics: TopicNames
