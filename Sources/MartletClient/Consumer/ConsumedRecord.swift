@@ -1,19 +1,35 @@
 public import MartletLogModel
+import MartletRecordBatch
 public import NIOCore
 
-/// A record as read from a partition. Key and value are slices of the fetched bytes, not copies.
+/// A record as read from a partition. Key, value and headers are slices of the fetched bytes, not copies; keep
+/// a record for long and it keeps the whole fetched batch in memory.
 public struct ConsumedRecord: Sendable {
     public let topicPartition: TopicPartition
     public let offset: Offset
     public let timestamp: Timestamp
+    /// `nil` is Kafka's null key.
     public let key: ByteBuffer?
+    /// `nil` is a tombstone on compacted topics.
     public let value: ByteBuffer?
-    public let headers: [RecordHeader]
     /// Epoch of the leader that appended the record, to be kept beside a position stored elsewhere.
     public let leaderEpoch: LeaderEpoch?
+    private let view: RecordView?
+
+    init(_ view: RecordView, _ topicPartition: TopicPartition, _ leaderEpoch: LeaderEpoch?) {
+        self.topicPartition = topicPartition
+        self.offset = view.offset
+        self.timestamp = view.timestamp
+        self.key = view.key
+        self.value = view.value
+        self.leaderEpoch = leaderEpoch
+        self.view = view.headerCount == 0 ? nil : view
+    }
 
     public var topic: String { topicPartition.topic }
     public var partition: PartitionIndex { topicPartition.partition }
+    /// The headers in their order; a name may occur more than once. Decoded at each call.
+    public var headers: [RecordHeader] { view?.headers.map { RecordHeader($0.key, $0.value) } ?? [] }
     /// The key as text; `nil` without a key. Bytes that are no UTF-8 become U+FFFD.
     public var keyString: String? { key.map { String(buffer: $0) } }
     /// The value as text; `nil` without a value.
@@ -22,19 +38,62 @@ public struct ConsumedRecord: Sendable {
 
 /// A run of consecutive records of one partition, decoded one by one while iterating.
 ///
-/// Iterating allocates nothing per record without headers; keys and values are slices of the fetched bytes.
+/// Iterating allocates nothing per record; keys and values are slices of the fetched bytes. A damaged record
+/// ends the iteration, and the next `poll` throws the reason.
 public struct ConsumedBatch: Sendable, Sequence {
     public let topicPartition: TopicPartition
-    /// First and last offset are inclusive; offsets in between may be missing on compacted topics.
+    /// Offset of the first record, or a little before it on compacted topics.
     public let firstOffset: Offset
+    /// Offset of the last record; on compacted topics, of the last one that ever was in the batch.
     public let lastOffset: Offset
-    /// Number of records; exact.
+    /// Number of records.
     public let count: Int
+    /// Epoch of the leader that appended the batch.
+    public let leaderEpoch: LeaderEpoch?
 
-    public func makeIterator() -> Iterator { Iterator() }
+    var records: RecordIterator
+    /// Bytes counted against the consumer's buffer.
+    let byteCount: Int
+    let cursor: PartitionCursor
+    /// Value of the cursor's version when the batch was fetched.
+    let version: Int
 
-    public struct Iterator: IteratorProtocol {
-        public mutating func next() -> ConsumedRecord? { nil }
+    public var underestimatedCount: Int { count }
+
+    public func makeIterator() -> Iterator {
+        Iterator(records: records, topicPartition: topicPartition, leaderEpoch: leaderEpoch, cursor: cursor)
+    }
+
+    /// Walks a batch.
+    public struct Iterator: IteratorProtocol, Sendable {
+        private var records: RecordIterator
+        private let topicPartition: TopicPartition
+        private let leaderEpoch: LeaderEpoch?
+        private let cursor: PartitionCursor
+
+        init(
+            records: RecordIterator, topicPartition: TopicPartition, leaderEpoch: LeaderEpoch?,
+            cursor: PartitionCursor
+        ) {
+            self.records = records
+            self.topicPartition = topicPartition
+            self.leaderEpoch = leaderEpoch
+            self.cursor = cursor
+        }
+
+        public mutating func next() -> ConsumedRecord? {
+            do {
+                guard let view = try records.next() else { return nil }
+                return ConsumedRecord(view, topicPartition, leaderEpoch)
+            } catch {
+                cursor.recordDamage(
+                    ClientError(
+                        .corruptData,
+                        "the batch at offset \(records.header.baseOffset) of \(topicPartition) cannot be read: \(error); "
+                            + "seek behind offset \(records.header.lastOffset) to go on without it", cause: error))
+                return nil
+            }
+        }
     }
 }
 
