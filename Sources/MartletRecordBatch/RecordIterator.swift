@@ -70,6 +70,8 @@ package struct RecordIterator: Sendable {
     package let header: RecordBatchHeader
     /// The record section, decompressed.
     private let records: ByteBuffer
+    /// Bytes of the record section, decompressed: what keeping the batch costs in memory.
+    package var recordByteCount: Int { records.readableBytes }
     private var position = 0
     private var index: Int32 = 0
     private var lastDelta: Int32 = -1

@@ -47,13 +47,16 @@ public struct ConsumedBatch: Sendable, Sequence {
     /// Offset of the last record; on compacted topics, of the last one that ever was in the batch.
     public let lastOffset: Offset
     /// Number of records.
-    public let count: Int
+    public internal(set) var count: Int
     /// Epoch of the leader that appended the batch.
     public let leaderEpoch: LeaderEpoch?
 
-    var records: RecordIterator
+    /// `nil` where there is nothing to hand out but the position moves on: control and aborted batches.
+    var records: RecordIterator?
+    /// Position once all records are handed out.
+    var nextOffset: Offset
     /// Bytes counted against the consumer's buffer.
-    let byteCount: Int
+    var byteCount: Int
     let cursor: PartitionCursor
     /// Value of the cursor's version when the batch was fetched.
     let version: Int
@@ -66,13 +69,15 @@ public struct ConsumedBatch: Sendable, Sequence {
 
     /// Walks a batch.
     public struct Iterator: IteratorProtocol, Sendable {
-        private var records: RecordIterator
+        /// What has not been handed out yet.
+        var rest: RecordIterator? { records }
+        private var records: RecordIterator?
         private let topicPartition: TopicPartition
         private let leaderEpoch: LeaderEpoch?
         private let cursor: PartitionCursor
 
         init(
-            records: RecordIterator, topicPartition: TopicPartition, leaderEpoch: LeaderEpoch?,
+            records: RecordIterator?, topicPartition: TopicPartition, leaderEpoch: LeaderEpoch?,
             cursor: PartitionCursor
         ) {
             self.records = records
@@ -83,14 +88,15 @@ public struct ConsumedBatch: Sendable, Sequence {
 
         public mutating func next() -> ConsumedRecord? {
             do {
-                guard let view = try records.next() else { return nil }
+                guard let view = try records?.next() else { return nil }
                 return ConsumedRecord(view, topicPartition, leaderEpoch)
             } catch {
                 cursor.recordDamage(
                     ClientError(
                         .corruptData,
-                        "the batch at offset \(records.header.baseOffset) of \(topicPartition) cannot be read: \(error); "
-                            + "seek behind offset \(records.header.lastOffset) to go on without it", cause: error))
+                        "the batch at offset \(records?.header.baseOffset ?? 0) of \(topicPartition) cannot be read: "
+                            + "\(error); seek behind offset \(records?.header.lastOffset ?? 0) to go on without it",
+                        cause: error))
                 return nil
             }
         }

@@ -74,6 +74,8 @@ final class ClientEngine: @unchecked Sendable {
     var onMetadata: (() -> Void)?
 
     private var slots: [SlotKey: Slot] = [:]
+    /// At most one entry per group used through this client, which is one for a consumer.
+    private var coordinators: [String: BrokerID] = [:]
     private(set) var isClosed = false
     private var metadataInFlight = false
     private var metadataWanted = false
@@ -482,6 +484,21 @@ final class ClientEngine: @unchecked Sendable {
     }
 
     // MARK: Coordinators
+
+    /// The coordinator of a group as far as known, else a look-up.
+    func coordinator(of group: String, completion: @escaping (Result<BrokerID, ClientError>) -> Void) {
+        if let known = coordinators[group], metadata.brokers[known] != nil {
+            completion(.success(known))
+            return
+        }
+        findCoordinator(group: group) { result in
+            if case .success(let id) = result { self.coordinators[group] = id }
+            completion(result)
+        }
+    }
+
+    /// The coordinator known did not answer or said that it is none.
+    func forgetCoordinator(of group: String) { coordinators[group] = nil }
 
     /// Finds the coordinator of a group. One attempt; retriable failures are the caller's to repeat.
     func findCoordinator(
