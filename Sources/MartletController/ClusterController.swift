@@ -54,6 +54,10 @@ package enum ReplayError: Error, Equatable, CustomStringConvertible {
 package struct ClusterController: ~Copyable {
     /// State after the last replayed record, ahead of what is published until ``publish()``.
     private(set) var state: MetadataImage
+
+    /// The state as an image; may be ahead of what is committed.
+    package var image: MetadataImage { state }
+
     /// Names that contain '.' or '_', by their canonical form, to find collisions without a scan.
     private(set) var collidingNames: [String: [String]] = [:]
     private var pending = PendingChanges()

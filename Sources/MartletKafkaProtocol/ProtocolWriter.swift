@@ -63,6 +63,30 @@ package struct ProtocolWriter: Sendable {
         if let value { try bytes(value, flexible) } else { nullArray(flexible) }
     }
 
+    // MARK: Records
+
+    /// Byte counts of the records of a message, field by field in the order of encoding, when the records
+    /// themselves are sent beside the encoded bytes: the fetch path sends them from files. `nil`: the
+    /// records are part of the encoded bytes.
+    package var externalRecordByteCounts: [Int]?
+
+    /// For each external records field, the index in ``buffer`` where its bytes belong.
+    package private(set) var externalRecordPositions: [Int] = []
+
+    package mutating func records(_ value: ByteBuffer, _ flexible: Bool) throws(EncodeError) {
+        guard let counts = externalRecordByteCounts else {
+            try bytes(value, flexible)
+            return
+        }
+        precondition(externalRecordPositions.count < counts.count, "more records fields than external records")
+        try length(counts[externalRecordPositions.count], flexible)
+        externalRecordPositions.append(buffer.writerIndex)
+    }
+
+    package mutating func nullableRecords(_ value: ByteBuffer?, _ flexible: Bool) throws(EncodeError) {
+        if let value { try records(value, flexible) } else { nullArray(flexible) }
+    }
+
     // MARK: Arrays
 
     package mutating func integers(

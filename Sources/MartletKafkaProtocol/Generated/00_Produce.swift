@@ -114,7 +114,7 @@ package struct ProduceRequest: KafkaRequest {
         package func encode(into w: inout ProtocolWriter, version: Int16) throws(EncodeError) {
             let flexible = version >= 9
             w.integer(self.index)
-            try w.nullableBytes(self.records, flexible)
+            try w.nullableRecords(self.records, flexible)
             if flexible {
                 w.unsignedVarint(0)
             }
@@ -169,9 +169,6 @@ package struct ProduceResponse: KafkaResponse {
         let flexible = version >= 9
         try w.structures(self.responses, flexible, version)
         w.integer(self.throttleTimeMs)
-        if !(version >= 10) && !self.nodeEndpoints.isEmpty {
-            throw .fieldNotInVersion(field: "ProduceResponse.nodeEndpoints", version: version)
-        }
         if flexible {
             var tagCount: UInt32 = 0
             if version >= 10 && !self.nodeEndpoints.isEmpty { tagCount += 1 }
@@ -283,9 +280,6 @@ package struct ProduceResponse: KafkaResponse {
             }
             if version >= 8 {
                 try w.nullableString(self.errorMessage, flexible)
-            }
-            if !(version >= 10) && self.currentLeader != LeaderIdAndEpoch() {
-                throw .fieldNotInVersion(field: "ProduceResponse.currentLeader", version: version)
             }
             if flexible {
                 var tagCount: UInt32 = 0

@@ -392,13 +392,8 @@ package struct FetchResponse: KafkaResponse {
         }
         if version >= 7 {
             w.integer(self.sessionID)
-        } else if self.sessionID != 0 {
-            throw .fieldNotInVersion(field: "FetchResponse.sessionID", version: version)
         }
         try w.structures(self.responses, flexible, version)
-        if !(version >= 16) && !self.nodeEndpoints.isEmpty {
-            throw .fieldNotInVersion(field: "FetchResponse.nodeEndpoints", version: version)
-        }
         if flexible {
             var tagCount: UInt32 = 0
             if version >= 16 && !self.nodeEndpoints.isEmpty { tagCount += 1 }
@@ -522,19 +517,8 @@ package struct FetchResponse: KafkaResponse {
             try w.nullableStructures(self.abortedTransactions, flexible, version)
             if version >= 11 {
                 w.integer(self.preferredReadReplica)
-            } else if self.preferredReadReplica != -1 {
-                throw .fieldNotInVersion(field: "FetchResponse.preferredReadReplica", version: version)
             }
-            try w.nullableBytes(self.records, flexible)
-            if !(version >= 12) && self.divergingEpoch != EpochEndOffset() {
-                throw .fieldNotInVersion(field: "FetchResponse.divergingEpoch", version: version)
-            }
-            if !(version >= 12) && self.currentLeader != LeaderIdAndEpoch() {
-                throw .fieldNotInVersion(field: "FetchResponse.currentLeader", version: version)
-            }
-            if !(version >= 12) && self.snapshotID != SnapshotId() {
-                throw .fieldNotInVersion(field: "FetchResponse.snapshotID", version: version)
-            }
+            try w.nullableRecords(self.records, flexible)
             if flexible {
                 var tagCount: UInt32 = 0
                 if self.divergingEpoch != EpochEndOffset() { tagCount += 1 }

@@ -230,8 +230,6 @@ package struct ListOffsetsResponse: KafkaResponse {
             w.integer(self.offset)
             if version >= 4 {
                 w.integer(self.leaderEpoch)
-            } else if self.leaderEpoch != -1 {
-                throw .fieldNotInVersion(field: "ListOffsetsResponse.leaderEpoch", version: version)
             }
             if flexible {
                 w.unsignedVarint(0)

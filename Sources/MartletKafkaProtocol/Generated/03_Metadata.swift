@@ -206,8 +206,6 @@ package struct MetadataResponse: KafkaResponse {
         try w.structures(self.topics, flexible, version)
         if version >= 8 && version <= 10 {
             w.integer(self.clusterAuthorizedOperations)
-        } else if self.clusterAuthorizedOperations != Int32.min {
-            throw .fieldNotInVersion(field: "MetadataResponse.clusterAuthorizedOperations", version: version)
         }
         if version >= 13 {
             w.integer(self.errorCode)
@@ -311,8 +309,6 @@ package struct MetadataResponse: KafkaResponse {
             try w.structures(self.partitions, flexible, version)
             if version >= 8 {
                 w.integer(self.topicAuthorizedOperations)
-            } else if self.topicAuthorizedOperations != Int32.min {
-                throw .fieldNotInVersion(field: "MetadataResponse.topicAuthorizedOperations", version: version)
             }
             if flexible {
                 w.unsignedVarint(0)

@@ -238,16 +238,12 @@ package struct OffsetFetchResponse: KafkaResponse {
         }
         if version <= 7 {
             try w.structures(self.topics, flexible, version)
-        } else if !self.topics.isEmpty {
-            throw .fieldNotInVersion(field: "OffsetFetchResponse.topics", version: version)
         }
         if version >= 2 && version <= 7 {
             w.integer(self.errorCode)
         }
         if version >= 8 {
             try w.structures(self.groups, flexible, version)
-        } else if !self.groups.isEmpty {
-            throw .fieldNotInVersion(field: "OffsetFetchResponse.groups", version: version)
         }
         if flexible {
             w.unsignedVarint(0)

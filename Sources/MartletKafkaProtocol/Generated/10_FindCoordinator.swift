@@ -131,31 +131,21 @@ package struct FindCoordinatorResponse: KafkaResponse {
         }
         if version <= 3 {
             w.integer(self.errorCode)
-        } else if self.errorCode != 0 {
-            throw .fieldNotInVersion(field: "FindCoordinatorResponse.errorCode", version: version)
         }
         if version >= 1 && version <= 3 {
             try w.nullableString(self.errorMessage, flexible)
         }
         if version <= 3 {
             w.integer(self.nodeID)
-        } else if self.nodeID != 0 {
-            throw .fieldNotInVersion(field: "FindCoordinatorResponse.nodeID", version: version)
         }
         if version <= 3 {
             try w.string(self.host, flexible)
-        } else if self.host != "" {
-            throw .fieldNotInVersion(field: "FindCoordinatorResponse.host", version: version)
         }
         if version <= 3 {
             w.integer(self.port)
-        } else if self.port != 0 {
-            throw .fieldNotInVersion(field: "FindCoordinatorResponse.port", version: version)
         }
         if version >= 4 {
             try w.structures(self.coordinators, flexible, version)
-        } else if !self.coordinators.isEmpty {
-            throw .fieldNotInVersion(field: "FindCoordinatorResponse.coordinators", version: version)
         }
         if flexible {
             w.unsignedVarint(0)

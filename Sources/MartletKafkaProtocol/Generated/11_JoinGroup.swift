@@ -195,8 +195,6 @@ package struct JoinGroupResponse: KafkaResponse {
         try w.string(self.leader, flexible)
         if version >= 9 {
             w.bool(self.skipAssignment)
-        } else if self.skipAssignment {
-            throw .fieldNotInVersion(field: "JoinGroupResponse.skipAssignment", version: version)
         }
         try w.string(self.memberID, flexible)
         try w.structures(self.members, flexible, version)

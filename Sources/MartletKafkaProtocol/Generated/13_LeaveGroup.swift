@@ -136,8 +136,6 @@ package struct LeaveGroupResponse: KafkaResponse {
         w.integer(self.errorCode)
         if version >= 3 {
             try w.structures(self.members, flexible, version)
-        } else if !self.members.isEmpty {
-            throw .fieldNotInVersion(field: "LeaveGroupResponse.members", version: version)
         }
         if flexible {
             w.unsignedVarint(0)

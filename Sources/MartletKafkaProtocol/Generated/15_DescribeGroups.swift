@@ -129,8 +129,6 @@ package struct DescribeGroupsResponse: KafkaResponse {
             w.integer(self.errorCode)
             if version >= 6 {
                 try w.nullableString(self.errorMessage, flexible)
-            } else if self.errorMessage != nil {
-                throw .fieldNotInVersion(field: "DescribeGroupsResponse.errorMessage", version: version)
             }
             try w.string(self.groupID, flexible)
             try w.string(self.groupState, flexible)
@@ -139,8 +137,6 @@ package struct DescribeGroupsResponse: KafkaResponse {
             try w.structures(self.members, flexible, version)
             if version >= 3 {
                 w.integer(self.authorizedOperations)
-            } else if self.authorizedOperations != Int32.min {
-                throw .fieldNotInVersion(field: "DescribeGroupsResponse.authorizedOperations", version: version)
             }
             if flexible {
                 w.unsignedVarint(0)

@@ -192,13 +192,9 @@ package struct AddPartitionsToTxnResponse: KafkaResponse {
         }
         if version >= 4 {
             try w.structures(self.resultsByTransaction, flexible, version)
-        } else if !self.resultsByTransaction.isEmpty {
-            throw .fieldNotInVersion(field: "AddPartitionsToTxnResponse.resultsByTransaction", version: version)
         }
         if version <= 3 {
             try w.structures(self.resultsByTopicV3AndBelow, flexible, version)
-        } else if !self.resultsByTopicV3AndBelow.isEmpty {
-            throw .fieldNotInVersion(field: "AddPartitionsToTxnResponse.resultsByTopicV3AndBelow", version: version)
         }
         if flexible {
             w.unsignedVarint(0)

@@ -143,13 +143,9 @@ package struct CreateDelegationTokenResponse: KafkaResponse {
         try w.string(self.principalName, flexible)
         if version >= 3 {
             try w.string(self.tokenRequesterPrincipalType, flexible)
-        } else if self.tokenRequesterPrincipalType != "" {
-            throw .fieldNotInVersion(field: "CreateDelegationTokenResponse.tokenRequesterPrincipalType", version: version)
         }
         if version >= 3 {
             try w.string(self.tokenRequesterPrincipalName, flexible)
-        } else if self.tokenRequesterPrincipalName != "" {
-            throw .fieldNotInVersion(field: "CreateDelegationTokenResponse.tokenRequesterPrincipalName", version: version)
         }
         w.integer(self.issueTimestampMs)
         w.integer(self.expiryTimestampMs)

@@ -144,13 +144,9 @@ package struct DescribeDelegationTokenResponse: KafkaResponse {
             try w.string(self.principalName, flexible)
             if version >= 3 {
                 try w.string(self.tokenRequesterPrincipalType, flexible)
-            } else if self.tokenRequesterPrincipalType != "" {
-                throw .fieldNotInVersion(field: "DescribeDelegationTokenResponse.tokenRequesterPrincipalType", version: version)
             }
             if version >= 3 {
                 try w.string(self.tokenRequesterPrincipalName, flexible)
-            } else if self.tokenRequesterPrincipalName != "" {
-                throw .fieldNotInVersion(field: "DescribeDelegationTokenResponse.tokenRequesterPrincipalName", version: version)
             }
             w.integer(self.issueTimestamp)
             w.integer(self.expiryTimestamp)

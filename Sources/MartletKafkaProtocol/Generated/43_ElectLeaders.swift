@@ -110,8 +110,6 @@ package struct ElectLeadersResponse: KafkaResponse {
         w.integer(self.throttleTimeMs)
         if version >= 1 {
             w.integer(self.errorCode)
-        } else if self.errorCode != 0 {
-            throw .fieldNotInVersion(field: "ElectLeadersResponse.errorCode", version: version)
         }
         try w.structures(self.replicaElectionResults, flexible, version)
         if flexible {

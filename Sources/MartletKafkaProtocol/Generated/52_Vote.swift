@@ -160,9 +160,6 @@ package struct VoteResponse: KafkaResponse {
         let flexible = true
         w.integer(self.errorCode)
         try w.structures(self.topics, flexible, version)
-        if !(version >= 1) && !self.nodeEndpoints.isEmpty {
-            throw .fieldNotInVersion(field: "VoteResponse.nodeEndpoints", version: version)
-        }
         var tagCount: UInt32 = 0
         if version >= 1 && !self.nodeEndpoints.isEmpty { tagCount += 1 }
         w.unsignedVarint(tagCount)

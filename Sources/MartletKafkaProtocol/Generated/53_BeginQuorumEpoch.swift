@@ -181,9 +181,6 @@ package struct BeginQuorumEpochResponse: KafkaResponse {
         let flexible = version >= 1
         w.integer(self.errorCode)
         try w.structures(self.topics, flexible, version)
-        if !(version >= 1) && !self.nodeEndpoints.isEmpty {
-            throw .fieldNotInVersion(field: "BeginQuorumEpochResponse.nodeEndpoints", version: version)
-        }
         if flexible {
             var tagCount: UInt32 = 0
             if !self.nodeEndpoints.isEmpty { tagCount += 1 }

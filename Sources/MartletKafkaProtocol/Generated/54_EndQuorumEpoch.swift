@@ -200,9 +200,6 @@ package struct EndQuorumEpochResponse: KafkaResponse {
         let flexible = version >= 1
         w.integer(self.errorCode)
         try w.structures(self.topics, flexible, version)
-        if !(version >= 1) && !self.nodeEndpoints.isEmpty {
-            throw .fieldNotInVersion(field: "EndQuorumEpochResponse.nodeEndpoints", version: version)
-        }
         if flexible {
             var tagCount: UInt32 = 0
             if !self.nodeEndpoints.isEmpty { tagCount += 1 }

@@ -112,8 +112,6 @@ package struct DescribeQuorumResponse: KafkaResponse {
         try w.structures(self.topics, flexible, version)
         if version >= 2 {
             try w.structures(self.nodes, flexible, version)
-        } else if !self.nodes.isEmpty {
-            throw .fieldNotInVersion(field: "DescribeQuorumResponse.nodes", version: version)
         }
         w.unsignedVarint(0)
     }
@@ -262,8 +260,6 @@ package struct DescribeQuorumResponse: KafkaResponse {
             w.integer(self.replicaID)
             if version >= 2 {
                 w.uuid(self.replicaDirectoryID)
-            } else if self.replicaDirectoryID != UniversalID.zero {
-                throw .fieldNotInVersion(field: "DescribeQuorumResponse.replicaDirectoryID", version: version)
             }
             w.integer(self.logEndOffset)
             if version >= 1 {

@@ -181,9 +181,6 @@ package struct FetchSnapshotResponse: KafkaResponse {
         w.integer(self.throttleTimeMs)
         w.integer(self.errorCode)
         try w.structures(self.topics, flexible, version)
-        if !(version >= 1) && !self.nodeEndpoints.isEmpty {
-            throw .fieldNotInVersion(field: "FetchSnapshotResponse.nodeEndpoints", version: version)
-        }
         var tagCount: UInt32 = 0
         if version >= 1 && !self.nodeEndpoints.isEmpty { tagCount += 1 }
         w.unsignedVarint(tagCount)
@@ -254,7 +251,7 @@ package struct FetchSnapshotResponse: KafkaResponse {
             try self.snapshotID.encode(into: &w, version: version)
             w.integer(self.size)
             w.integer(self.position)
-            try w.bytes(self.unalignedRecords, flexible)
+            try w.records(self.unalignedRecords, flexible)
             var tagCount: UInt32 = 0
             if self.currentLeader != LeaderIdAndEpoch() { tagCount += 1 }
             w.unsignedVarint(tagCount)

@@ -102,8 +102,6 @@ package struct DescribeClusterResponse: KafkaResponse {
         try w.nullableString(self.errorMessage, flexible)
         if version >= 1 {
             w.integer(self.endpointType)
-        } else if self.endpointType != 1 {
-            throw .fieldNotInVersion(field: "DescribeClusterResponse.endpointType", version: version)
         }
         try w.string(self.clusterID, flexible)
         w.integer(self.controllerID)
@@ -143,8 +141,6 @@ package struct DescribeClusterResponse: KafkaResponse {
             try w.nullableString(self.rack, flexible)
             if version >= 2 {
                 w.bool(self.isFenced)
-            } else if self.isFenced {
-                throw .fieldNotInVersion(field: "DescribeClusterResponse.isFenced", version: version)
             }
             w.unsignedVarint(0)
         }

@@ -267,7 +267,7 @@ package struct ShareFetchResponse: KafkaResponse {
             w.integer(self.acknowledgeErrorCode)
             try w.nullableString(self.acknowledgeErrorMessage, flexible)
             try self.currentLeader.encode(into: &w, version: version)
-            try w.bytes(self.records, flexible)
+            try w.records(self.records, flexible)
             try w.structures(self.acquiredRecords, flexible, version)
             w.unsignedVarint(0)
         }

@@ -172,6 +172,11 @@ struct SwiftWriter {
 
     // MARK: Writing
 
+    /// Whether a value set in a version without the field is an error. In requests and records it is: what is
+    /// meant would be lost silently. A response tells all it knows, and the version the client chose says how
+    /// much of it the client can take.
+    private func mustNotDrop(_ field: Field) -> Bool { !field.ignorable && message.kind != .response }
+
     private func writeBody(_ fields: [Field], within range: VersionRange) -> [String] {
         var body: [String] = []
         for field in fields where field.tag == nil {
@@ -182,14 +187,14 @@ struct SwiftWriter {
             }
             body.append("if \(condition) {")
             body += write.map { "    " + $0 }
-            if !field.ignorable {
+            if mustNotDrop(field) {
                 body.append("} else if \(isSet(field)) {")
                 body.append("    throw .fieldNotInVersion(field: \"\(path(field))\", version: version)")
             }
             body.append("}")
         }
         let tagged = fields.filter { $0.tag != nil }.sorted { $0.tag! < $1.tag! }
-        for field in tagged where !field.ignorable {
+        for field in tagged where mustNotDrop(field) {
             guard let condition = condition(field.versions, within: range) else { continue }
             body.append("if !(\(condition)) && \(isSet(field)) {")
             body.append("    throw .fieldNotInVersion(field: \"\(path(field))\", version: version)")
@@ -242,7 +247,8 @@ struct SwiftWriter {
         case .float64: return "w.float64(\(value))"
         case .uuid: return "w.uuid(\(value))"
         case .string: return "try w.\(nullable ? "nullableString" : "string")(\(value), flexible)"
-        case .bytes, .records: return "try w.\(nullable ? "nullableBytes" : "bytes")(\(value), flexible)"
+        case .bytes: return "try w.\(nullable ? "nullableBytes" : "bytes")(\(value), flexible)"
+        case .records: return "try w.\(nullable ? "nullableRecords" : "records")(\(value), flexible)"
         case .structure:
             return nullable
                 ? "try w.nullableStructure(\(value), version)" : "try \(value).encode(into: &w, version: version)"
