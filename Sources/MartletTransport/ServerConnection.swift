@@ -82,7 +82,7 @@ package final class ServerConnection: ChannelInboundHandler {
     private var lastActivity: NIODeadline
 
     /// Smallest legal frame: api key, version, correlation id and a null client id.
-    private static let smallestFrame = 8
+    private static let smallestFrame = 10
 
     package init(
         id: UInt64, loop: any EventLoop, handler: any ServerRequestHandler, limits: ConnectionLimits,

@@ -1,0 +1,210 @@
+package import Logging
+package import MartletLogModel
+package import MartletController
+package import MartletTransport
+package import NIOCore
+internal import MartletKafkaProtocol
+internal import MartletStorage
+
+/// Identity of a partition for as long as its topic lives; a topic deleted and created again has another.
+package struct PartitionKey: Hashable, Sendable {
+    package var topicID: UniversalID
+    package var partition: PartitionIndex
+
+    package init(topicID: UniversalID, partition: PartitionIndex) {
+        self.topicID = topicID
+        self.partition = partition
+    }
+}
+
+/// Everything that lives on one event loop: its partitions, its connections, its view of the metadata.
+///
+/// Confined to `eventLoop`. Work from elsewhere arrives through ``post(_:)``. A partition, a connection, a
+/// coordinator shard stay on one loop for life, so nothing here is locked.
+///
+/// Appends of one loop turn are gathered: a partition that got records marks itself with ``markDirty(_:)``
+/// and all dirty partitions are written together after the turn's input was handled.
+// SAFETY: all mutable state is touched on `eventLoop` alone; every entry point asserts it.
+package final class BrokerLoop: @unchecked Sendable {
+    /// How often waiting appends are checked against their time-out.
+    private static let expiryInterval: TimeAmount = .milliseconds(250)
+    /// How often connections are checked for idleness and unfinished frames.
+    private static let sweepInterval: TimeAmount = .seconds(1)
+
+    package let index: Int
+    package let eventLoop: any EventLoop
+    package let services: BrokerServices
+    package let logger: Logger
+
+    /// The cluster metadata as this loop knows it; replaced as a whole by the controller.
+    package private(set) var image: MetadataImage
+
+    private var partitions: [PartitionKey: Partition] = [:]
+    private var connections: [UInt64: ServerConnection] = [:]
+    private var dirty: [Partition] = []
+    private var turnEndScheduled = false
+    private var waitingAppendCount = 0
+    private var expiryScheduled = false
+    private var sweepTask: RepeatedTask?
+    /// Results for requests whose connection lives on another loop, sent in one message per turn.
+    private var outgoing: [[ProduceCompletion]]
+    package private(set) var isStopping = false
+
+    package init(index: Int, eventLoop: any EventLoop, services: BrokerServices, loopCount: Int) {
+        self.index = index
+        self.eventLoop = eventLoop
+        self.services = services
+        self.logger = services.logger
+        self.image = MetadataImage(localBroker: services.settings.nodeID)
+        self.outgoing = Array(repeating: [], count: loopCount)
+    }
+
+    // MARK: Messages
+
+    /// Runs `body` on this loop.
+    package func post(_ body: @escaping @Sendable (BrokerLoop) -> Void) {
+        eventLoop.execute { body(self) }
+    }
+
+    package func apply(_ image: MetadataImage) {
+        eventLoop.preconditionInEventLoop()
+        let previous = self.image
+        self.image = image
+        for (key, partition) in partitions {
+            guard let topic = image.topic(id: key.topicID),
+                let registration = topic.partition(key.partition)
+            else {
+                partitions[key] = nil
+                partition.topicDeleted()
+                continue
+            }
+            let old = previous.topic(id: key.topicID)
+            if old?.configuration != topic.configuration || old?.partition(key.partition) != registration {
+                partition.metadataChanged(topic: topic, registration: registration)
+            }
+        }
+    }
+
+    // MARK: Partitions
+
+    /// The partition's shell; opened from disk in the background on first use. `nil` if the metadata knows
+    /// no such partition.
+    package func partition(_ key: PartitionKey) -> Partition? {
+        eventLoop.preconditionInEventLoop()
+        if let partition = partitions[key] { return partition }
+        guard !isStopping, let topic = image.topic(id: key.topicID), let registration = topic.partition(key.partition)
+        else { return nil }
+        let partition = Partition(key: key, topic: topic, registration: registration, loop: self)
+        partitions[key] = partition
+        partition.open()
+        return partition
+    }
+
+    /// The partition if it is open or opening already.
+    package func existingPartition(_ key: PartitionKey) -> Partition? { partitions[key] }
+
+    package var openPartitions: [Partition] { Array(partitions.values) }
+
+    package func forget(_ key: PartitionKey) { partitions[key] = nil }
+
+    package func markDirty(_ partition: Partition) {
+        dirty.append(partition)
+        scheduleTurnEnd()
+    }
+
+    private func scheduleTurnEnd() {
+        guard !turnEndScheduled else { return }
+        turnEndScheduled = true
+        // NIO runs tasks after the input events of the same turn: every batch that arrived is staged by then.
+        eventLoop.execute { self.endTurn() }
+    }
+
+    private func endTurn() {
+        turnEndScheduled = false
+        while let partition = dirty.popLast() { partition.writeStaged() }
+        deliverOutgoing()
+    }
+
+    // MARK: Produce completions
+
+    /// Hands a result to the request's own loop: at once if that is this one, else with this turn's message.
+    package func complete(_ completion: ProduceCompletion) {
+        let target = completion.request.loop
+        if target === self {
+            completion.request.complete(completion)
+        } else {
+            outgoing[target.index].append(completion)
+            scheduleTurnEnd()
+        }
+    }
+
+    private func deliverOutgoing() {
+        for target in outgoing.indices where !outgoing[target].isEmpty {
+            let completions = outgoing[target]
+            outgoing[target] = []
+            completions[0].request.loop.post { _ in
+                for completion in completions { completion.request.complete(completion) }
+            }
+        }
+    }
+
+    package func appendBeganWaiting() {
+        waitingAppendCount += 1
+        guard !expiryScheduled else { return }
+        expiryScheduled = true
+        eventLoop.assumeIsolated().scheduleTask(in: Self.expiryInterval) { self.expireAppends() }
+    }
+
+    package func appendStoppedWaiting() { waitingAppendCount -= 1 }
+
+    private func expireAppends() {
+        expiryScheduled = false
+        let now = NIODeadline.now()
+        for partition in partitions.values { partition.expireAppends(now: now) }
+        deliverOutgoing()
+        guard waitingAppendCount > 0 else { return }
+        expiryScheduled = true
+        eventLoop.assumeIsolated().scheduleTask(in: Self.expiryInterval) { self.expireAppends() }
+    }
+
+    // MARK: Connections
+
+    package func add(_ connection: ServerConnection) {
+        connections[connection.id] = connection
+        guard sweepTask == nil else { return }
+        sweepTask = eventLoop.scheduleRepeatedTask(
+            initialDelay: Self.sweepInterval, delay: Self.sweepInterval
+        ) { _ in self.sweepConnections() }
+    }
+
+    package func remove(_ connection: ServerConnection) {
+        connections[connection.id] = nil
+        if connections.isEmpty {
+            sweepTask?.cancel()
+            sweepTask = nil
+        }
+    }
+
+    private func sweepConnections() {
+        let now = NIODeadline.now()
+        for connection in connections.values { connection.sweep(now: now) }
+    }
+
+    // MARK: Shutdown
+
+    /// Stops taking requests; connections are closed after their last response.
+    package func closeConnections() {
+        eventLoop.preconditionInEventLoop()
+        for connection in connections.values { connection.shutDown() }
+    }
+
+    /// Writes and flushes what is staged and closes every partition.
+    package func closePartitions(clean: Bool) -> EventLoopFuture<Void> {
+        eventLoop.preconditionInEventLoop()
+        isStopping = true
+        endTurn()
+        let closing = partitions.values.map { $0.close(clean: clean) }
+        partitions = [:]
+        return EventLoopFuture.andAllComplete(closing, on: eventLoop)
+    }
+}

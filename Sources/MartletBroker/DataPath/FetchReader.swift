@@ -1,0 +1,229 @@
+internal import Glibc
+internal import Logging
+internal import MartletLogModel
+package import MartletStorage
+package import NIOCore
+
+/// The part of a Fetch that runs on the loop of the partitions.
+package enum FetchReader {
+    /// Up to this size a region is read into the response; larger ones go out with sendfile
+    /// (measured crossover of `pread` against a file region).
+    private static let inlineByteLimit = 64 * 1024
+    /// Largest region taken from the device into memory at once when the page cache lacks it.
+    private static let coldByteLimit = 1024 * 1024
+
+    /// Reads `items`, which all live on `loop`, and answers once with their results in order.
+    ///
+    /// - Parameters:
+    ///   - maxBytes: bound over all items; the first one with records may exceed it by one batch.
+    ///   - waiter: registered with each partition that has nothing to read, under its index in `indexes`.
+    package static func read(
+        _ items: [FetchItem], maxBytes: Int, on loop: BrokerLoop, waiter: FetchRequestState?, at indexes: [Int],
+        answer: @escaping ([FetchResult]) -> Void
+    ) {
+        // The common case, all partitions open, answers synchronously.
+        var partitions: [Partition?] = []
+        partitions.reserveCapacity(items.count)
+        var opening: [Partition] = []
+        for item in items {
+            let partition = loop.partition(item.key)
+            partitions.append(partition)
+            if let partition, partition.isOpening { opening.append(partition) }
+        }
+        guard opening.isEmpty else {
+            let counter = Countdown(opening.count) {
+                answer(readOpen(items, partitions, maxBytes: maxBytes, waiter: waiter, at: indexes))
+            }
+            for partition in opening { partition.whenOpen { _ in counter.countDown() } }
+            return
+        }
+        answer(readOpen(items, partitions, maxBytes: maxBytes, waiter: waiter, at: indexes))
+    }
+
+    private static func readOpen(
+        _ items: [FetchItem], _ partitions: [Partition?], maxBytes: Int, waiter: FetchRequestState?, at indexes: [Int]
+    ) -> [FetchResult] {
+        var results: [FetchResult] = []
+        results.reserveCapacity(items.count)
+        var left = maxBytes
+        var isFirst = true
+        for (position, item) in items.enumerated() {
+            guard let partition = partitions[position] else {
+                results.append(FetchResult(error: .unknownTopicOrPartition))
+                continue
+            }
+            let result = partition.fetch(item, maxBytes: left, minOneBatch: isFirst, inlineByteLimit: inlineByteLimit)
+            let size = result.byteCount
+            if size > 0 {
+                isFirst = false
+                left = max(0, left - size)
+            } else if let waiter, result.error == .none {
+                partition.addFetchWaiter(FetchWaiter(fetch: waiter, index: indexes[position]))
+            }
+            results.append(result)
+        }
+        return results
+    }
+
+    package static func stopWaiting(_ fetch: FetchRequestState, items: [FetchItem], on loop: BrokerLoop) {
+        for item in items { loop.existingPartition(item.key)?.removeFetchWaiters(of: fetch) }
+    }
+
+    /// Blocking read, for the work pool.
+    package static func readCold(_ read: ColdRead) -> Result<FetchedRecords, ReadError> {
+        do throws(ReadError) {
+            let region =
+                switch read {
+                case .region(let region): region
+                case .locate(let locate, _): try locate.run()
+                }
+            guard region.byteCount > 0 else { return .success(.none) }
+            if region.byteCount <= coldByteLimit {
+                var buffer = ByteBuffer()
+                buffer.reserveCapacity(region.byteCount)
+                _ = try region.read(into: &buffer, nonBlocking: false)
+                return .success(.bytes(buffer))
+            }
+            // Too large to hold: bring it into the page cache piece by piece, then let the kernel send it.
+            try region.warm(pieceByteCount: coldByteLimit)
+            return .success(.region(region))
+        } catch {
+            return .failure(error)
+        }
+    }
+}
+
+extension Partition {
+    /// Reads one partition of a Fetch request: whole batches below the high watermark.
+    func fetch(_ item: FetchItem, maxBytes: Int, minOneBatch: Bool, inlineByteLimit: Int) -> FetchResult {
+        let log: PartitionLog<PosixDisk>
+        switch openLog {
+        case .success(let open): log = open
+        case .failure(let unavailable): return FetchResult(error: unavailable.code)
+        }
+        let leadership = checkLeadership(currentLeaderEpoch: item.currentLeaderEpoch)
+        guard leadership == .none else { return FetchResult(error: leadership) }
+        var result = FetchResult()
+        let mark = highWatermark
+        result.highWatermark = mark.rawValue
+        result.lastStableOffset = mark.rawValue
+        result.logStartOffset = log.logStartOffset.rawValue
+        if item.lastFetchedEpoch >= 0,
+            let diverging = divergence(log, lastFetchedEpoch: item.lastFetchedEpoch, fetchOffset: item.fetchOffset)
+        {
+            result.divergingEpoch = diverging
+            return result
+        }
+        guard item.fetchOffset >= log.logStartOffset.rawValue, item.fetchOffset <= mark.rawValue else {
+            result.error = .offsetOutOfRange
+            return result
+        }
+        let limit = min(maxBytes, item.partitionMaxBytes)
+        guard item.fetchOffset < mark.rawValue, limit > 0 || minOneBatch else { return result }
+        do throws(ReadError) {
+            let region: LogRegion<PosixDisk>
+            do throws(ReadError) {
+                region = try log.locate(
+                    from: Offset(item.fetchOffset), upTo: mark, maxBytes: limit, minOneBatch: minOneBatch,
+                    nonBlocking: true)
+            } catch .wouldBlock {
+                if let locate = try log.coldLocate(
+                    from: Offset(item.fetchOffset), upTo: mark, maxBytes: limit, minOneBatch: minOneBatch)
+                {
+                    result.cold = .locate(locate, limit: max(1, limit))
+                }
+                return result
+            }
+            guard region.byteCount > 0 else { return result }
+            if region.byteCount <= inlineByteLimit {
+                var buffer = ByteBuffer()
+                buffer.reserveCapacity(region.byteCount)
+                if try region.read(into: &buffer, nonBlocking: true) == .read {
+                    result.records = .bytes(buffer)
+                } else {
+                    result.cold = .region(region)
+                }
+            } else if try region.seemsCached() {
+                result.records = .region(region)
+            } else {
+                result.cold = .region(region)
+            }
+        } catch {
+            loop.logger.error("read failed", metadata: ["partition": "\(name)", "cause": "\(error)"])
+            result.error = error.errorCode
+        }
+        return result
+    }
+
+    /// KIP-595: the follower's or consumer's last epoch ends earlier here than where it wants to read.
+    private func divergence(
+        _ log: PartitionLog<PosixDisk>, lastFetchedEpoch: Int32, fetchOffset: Int64
+    ) -> (epoch: Int32, endOffset: Int64)? {
+        guard let end = log.leaderEpochs.endOffset(for: LeaderEpoch(lastFetchedEpoch), logEnd: log.logEndOffset)
+        else { return nil }
+        if end.epoch.rawValue < lastFetchedEpoch || end.endOffset.rawValue < fetchOffset {
+            return (end.epoch.rawValue, end.endOffset.rawValue)
+        }
+        return nil
+    }
+}
+
+extension LogRegion<PosixDisk> {
+    /// Whether the page cache seems to hold the region: looks at its first, middle and last byte.
+    package func seemsCached() throws(ReadError) -> Bool {
+        guard let file else { return true }
+        var byte = ByteBuffer()
+        do throws(DiskError) {
+            for place in [position, position + byteCount / 2, position + byteCount - 1] {
+                byte.clear()
+                if try file.file.readCached(into: &byte, at: place, count: 1) == nil { return false }
+            }
+            return true
+        } catch {
+            throw .storage(.file(error))
+        }
+    }
+
+    /// Brings the region into the page cache, waiting for the device; for the work pool.
+    package func warm(pieceByteCount: Int) throws(ReadError) {
+        guard let file else { return }
+        var buffer = ByteBuffer()
+        do throws(DiskError) {
+            var place = position
+            while place < position + byteCount {
+                buffer.clear()
+                let count = min(pieceByteCount, position + byteCount - place)
+                guard try file.file.read(into: &buffer, at: place, count: count) > 0 else { return }
+                place += count
+            }
+        } catch {
+            throw .storage(.file(error))
+        }
+    }
+
+    /// A handle of its own for sendfile, so that responses on different loops never share one.
+    package func duplicatedHandle() throws -> NIOFileHandle {
+        guard let descriptor = file?.descriptor else {
+            throw IOError(errnoCode: EBADF, reason: "the region has no file")
+        }
+        let copy = dup(descriptor)
+        guard copy >= 0 else { throw IOError(errnoCode: errno, reason: "dup") }
+        return NIOFileHandle(_deprecatedTakingOwnershipOfDescriptor: copy)
+    }
+}
+
+/// Runs its action after a number of events; confined to one loop.
+final class Countdown {
+    private var count: Int
+    private let action: () -> Void
+
+    init(_ count: Int, action: @escaping () -> Void) {
+        self.count = count
+        self.action = action
+    }
+
+    func countDown() {
+        count -= 1
+        if count == 0 { action() }
+    }
+}

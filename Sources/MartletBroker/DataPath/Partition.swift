@@ -1,0 +1,497 @@
+internal import Logging
+package import MartletController
+internal import MartletKafkaProtocol
+package import MartletLogModel
+internal import MartletRecordBatch
+internal import MartletReplication
+package import MartletStorage
+package import NIOCore
+internal import NIOPosix
+
+/// One partition on its event loop: the shell around its log and its replication core.
+///
+/// It decides nothing about replication: it translates appends, flushes and fetches into events of
+/// ``PartitionReplica`` and runs the effects in order. Opening, flushing and cold reads happen on pools;
+/// their results come back as messages to the loop. Confined to `loop`.
+// SAFETY: touched on `loop.eventLoop` alone; pools get Sendable work items and post back.
+package final class Partition: @unchecked Sendable {
+    /// Operations that may wait for a partition to open. More are refused with a retriable error.
+    private static let openingQueueLimit = 10_000
+
+    private enum Phase {
+        case opening([(Partition) -> Void])
+        case open(PartitionLog<PosixDisk>)
+        /// The log cannot be used; requests are answered with the code and the cause.
+        case failed(ErrorCode, String)
+        case closed
+    }
+
+    /// An append of this turn, staged in memory.
+    private struct Staged {
+        var request: ProduceRequestState?
+        var index: Int
+        var outcome: AppendOutcome
+        var whenCommitted: ((ProduceResult) -> Void)?
+    }
+
+    /// An append that waits for the high watermark.
+    private struct Waiting {
+        var request: ProduceRequestState?
+        var index: Int
+        var result: ProduceResult
+        var whenCommitted: ((ProduceResult) -> Void)?
+    }
+
+    package let key: PartitionKey
+    package let name: TopicPartition
+    package unowned let loop: BrokerLoop
+    package private(set) var topic: TopicImage
+    private var registration: PartitionImage
+    private var phase: Phase = .opening([])
+    private var replica: PartitionReplica
+    private var effects: [PartitionReplica.Effect] = []
+    private var staged: [Staged] = []
+    private var isDirty = false
+    private var waiting: [AppendID: Waiting] = [:]
+    private var nextAppendID: UInt64 = 0
+    private var fetchWaiters: [FetchWaiter] = []
+    private var isFlushing = false
+    private var flushWanted = false
+    private var closePromise: EventLoopPromise<Void>?
+    private var closeClean = true
+    /// Background work on the log (retention, compaction) that must not overlap.
+    package var maintenanceRunning = false
+
+    init(key: PartitionKey, topic: TopicImage, registration: PartitionImage, loop: BrokerLoop) {
+        self.key = key
+        self.name = TopicPartition(topic: topic.name, partition: key.partition)
+        self.loop = loop
+        self.topic = topic
+        self.registration = registration
+        self.replica = PartitionReplica(durability: topic.replicaDurability, recoveredEnd: .zero)
+    }
+
+    // MARK: Life
+
+    func open() {
+        let services = loop.services
+        let name = self.name
+        let topicID = key.topicID
+        let configuration = logConfiguration
+        let loop = self.loop
+        services.workPool.submit { _ in
+            let result: Result<LogTransfer, StorageError>
+            do throws(StorageError) {
+                result = .success(
+                    LogTransfer(
+                        try PartitionLog.open(
+                            directory: services.directory, topicPartition: name, topicID: topicID,
+                            configuration: configuration, now: WallClock.now())))
+            } catch {
+                result = .failure(error)
+            }
+            loop.post { _ in self.opened(result) }
+        }
+    }
+
+    private func opened(_ result: Result<LogTransfer, StorageError>) {
+        guard case .opening(let queue) = phase else {
+            if case .success(let transfer) = result { closeLog(transfer.log, clean: true) }
+            return
+        }
+        switch result {
+        case .success(let transfer):
+            let log = transfer.log
+            replica = PartitionReplica(durability: topic.replicaDurability, recoveredEnd: log.logEndOffset)
+            replica.becameLeader(epoch: registration.leaderEpoch)
+            phase = .open(log)
+            if log.recovery.isNoteworthy {
+                loop.logger.warning(
+                    "log recovered",
+                    metadata: [
+                        "partition": "\(name)", "truncated": "\(log.recovery.truncatedBytes)",
+                        "quarantined": "\(log.recovery.quarantinedBytes)", "end": "\(log.logEndOffset)",
+                    ])
+            }
+        case .failure(let error):
+            loop.logger.error(
+                "partition is offline", metadata: ["partition": "\(name)", "cause": "\(error)"])
+            phase = .failed(error.errorCode, error.description)
+        }
+        for operation in queue { operation(self) }
+    }
+
+    /// Runs `operation` once the partition is open or has failed to open; at once if that is so already.
+    package func whenOpen(_ operation: @escaping (Partition) -> Void) {
+        guard case .opening(var queue) = phase else {
+            operation(self)
+            return
+        }
+        guard queue.count < Self.openingQueueLimit else {
+            phase = .failed(.kafkaStorageError, "too many requests wait for the partition to open")
+            for waiting in queue { waiting(self) }
+            operation(self)
+            return
+        }
+        queue.append(operation)
+        phase = .opening(queue)
+    }
+
+    /// The log, or why there is none.
+    package var openLog: Result<PartitionLog<PosixDisk>, PartitionUnavailable> {
+        switch phase {
+        case .open(let log): .success(log)
+        case .failed(let code, let cause): .failure(PartitionUnavailable(code: code, cause: cause))
+        case .opening, .closed:
+            .failure(PartitionUnavailable(code: .notLeaderOrFollower, cause: "the partition is not open here"))
+        }
+    }
+
+    func metadataChanged(topic: TopicImage, registration: PartitionImage) {
+        self.topic = topic
+        let newEpoch = registration.leaderEpoch != self.registration.leaderEpoch
+        self.registration = registration
+        replica.durability = topic.replicaDurability
+        if case .open(let log) = phase {
+            log.configuration = logConfiguration
+            if newEpoch { replica.becameLeader(epoch: registration.leaderEpoch) }
+        }
+    }
+
+    private var logConfiguration: LogConfiguration {
+        topic.logConfiguration(
+            producerExpirationMilliseconds: loop.image.brokerConfiguration.producerIDExpirationMilliseconds)
+    }
+
+    package var isOpening: Bool {
+        if case .opening = phase { true } else { false }
+    }
+
+    private func closeLog(_ log: PartitionLog<PosixDisk>, clean: Bool) {
+        do throws(StorageError) {
+            try log.close(clean: clean)
+        } catch {
+            loop.logger.error("log not closed cleanly", metadata: ["partition": "\(name)", "cause": "\(error)"])
+        }
+    }
+
+    /// The topic was deleted: whoever waits gets an answer, the files are moved away and removed later.
+    func topicDeleted() {
+        failEverything(.unknownTopicOrPartition, "topic \(name.topic) was deleted")
+        guard case .open(let log) = phase else {
+            phase = .closed
+            removeFiles()
+            return
+        }
+        phase = .closed
+        closeLog(log, clean: false)
+        removeFiles()
+    }
+
+    private func removeFiles() {
+        let services = loop.services
+        let name = self.name
+        var generator = SystemRandomNumberGenerator()
+        let suffix = UniversalID.random(using: &generator)
+        services.workPool.submit { _ in
+            do {
+                try services.directory.deletePartition(name, uniqueSuffix: suffix)?.run()
+            } catch {
+                services.logger.error("partition not removed", metadata: ["partition": "\(name)", "cause": "\(error)"])
+            }
+        }
+    }
+
+    /// Writes and flushes what is left and closes the files. The future succeeds in any case; a failed
+    /// last flush is logged and leaves the log to recovery.
+    func close(clean: Bool) -> EventLoopFuture<Void> {
+        let promise = loop.eventLoop.makePromise(of: Void.self)
+        guard case .open = phase else {
+            phase = .closed
+            promise.succeed()
+            return promise.futureResult
+        }
+        closePromise = promise
+        closeClean = clean
+        writeStaged()
+        if !isFlushing { finishClosing() }
+        return promise.futureResult
+    }
+
+    private func finishClosing() {
+        guard let promise = closePromise, case .open(let log) = phase else { return }
+        if closeClean, let work = log.takeFlush() {
+            runFlush(work)
+            return
+        }
+        closePromise = nil
+        failEverything(.notLeaderOrFollower, "the broker is shutting down")
+        phase = .closed
+        let transfer = LogTransfer(log)
+        let clean = closeClean
+        loop.services.workPool.submit { _ in
+            self.closeLog(transfer.log, clean: clean)
+            promise.succeed()
+        }
+    }
+
+    // MARK: Append
+
+    /// Leadership checks that every data request makes. `currentLeaderEpoch` is what the client believes,
+    /// -1 if it does not say (KIP-320).
+    package func checkLeadership(currentLeaderEpoch: Int32) -> ErrorCode {
+        guard let epoch = replica.leaderEpoch else { return .notLeaderOrFollower }
+        if currentLeaderEpoch < 0 || currentLeaderEpoch == epoch.rawValue { return .none }
+        return currentLeaderEpoch < epoch.rawValue ? .fencedLeaderEpoch : .unknownLeaderEpoch
+    }
+
+    /// Takes a validated batch of a client. The result goes to the request when the acknowledgement it
+    /// asked for is reached.
+    package func append(_ item: consuming ProduceItem, for request: ProduceRequestState) {
+        let index = item.index
+        switch stage(item.batch, header: item.header) {
+        case .success(let outcome):
+            staged.append(Staged(request: request, index: index, outcome: outcome))
+        case .failure(let rejection):
+            loop.complete(
+                ProduceCompletion(
+                    request: request, index: index,
+                    result: ProduceResult(error: rejection.code, message: rejection.cause)))
+        }
+    }
+
+    /// Appends a batch of the broker itself (group offsets); `whenCommitted` runs on this loop once the
+    /// high watermark has passed it, or with the error.
+    package func appendInternal(_ batch: ByteBuffer, whenCommitted: @escaping (ProduceResult) -> Void) {
+        do throws(RecordBatchError) {
+            let header = try RecordBatchHeader(reading: batch, at: batch.readerIndex)
+            switch stage(batch, header: header) {
+            case .success(let outcome):
+                staged.append(Staged(request: nil, index: 0, outcome: outcome, whenCommitted: whenCommitted))
+            case .failure(let rejection):
+                whenCommitted(ProduceResult(error: rejection.code, message: rejection.cause))
+            }
+        } catch {
+            whenCommitted(ProduceResult(error: error.errorCode, message: error.description))
+        }
+    }
+
+    private func stage(
+        _ batch: consuming ByteBuffer, header: RecordBatchHeader
+    ) -> Result<AppendOutcome, PartitionUnavailable> {
+        let log: PartitionLog<PosixDisk>
+        switch openLog {
+        case .success(let open): log = open
+        case .failure(let unavailable): return .failure(unavailable)
+        }
+        guard let epoch = replica.leaderEpoch else {
+            return .failure(PartitionUnavailable(code: .notLeaderOrFollower, cause: "this broker does not lead \(name)"))
+        }
+        var batch = batch
+        do throws(AppendError) {
+            let outcome = try log.stage(&batch, header: header, leaderEpoch: epoch, now: WallClock.now())
+            if !isDirty {
+                isDirty = true
+                loop.markDirty(self)
+            }
+            return .success(outcome)
+        } catch {
+            return .failure(PartitionUnavailable(code: error.errorCode, cause: error.description))
+        }
+    }
+
+    /// End of the loop's turn: one vectored write for everything staged, then acknowledgements.
+    func writeStaged() {
+        guard isDirty, case .open(let log) = phase else { return }
+        isDirty = false
+        let appends = staged
+        staged.removeAll(keepingCapacity: true)
+        do throws(StorageError) {
+            try log.writeStaged()
+        } catch {
+            loop.logger.error(
+                "append failed",
+                metadata: ["partition": "\(name)", "cause": "\(error)", "batches": "\(appends.count)"])
+            let result = ProduceResult(error: error.errorCode, message: error.description)
+            for append in appends { deliver(append.request, append.index, result, append.whenCommitted) }
+            return
+        }
+        let logStart = log.logStartOffset.rawValue
+        for append in appends {
+            var result = ProduceResult()
+            result.logStartOffset = logStart
+            let end: Offset
+            let isRepeat: Bool
+            switch append.outcome {
+            case .staged(let base, let last, let appendTimestamp):
+                result.baseOffset = base.rawValue
+                result.logAppendTime = appendTimestamp?.rawValue ?? -1
+                end = last + 1
+                isRepeat = false
+            case .duplicate(let base, let last, _):
+                // The time of the first append is not kept where it is the producer's own (KIP-98).
+                result.baseOffset = base.rawValue
+                end = last + 1
+                isRepeat = true
+            }
+            let waits = append.request.map { $0.acks == -1 } ?? true
+            guard waits else {
+                if !isRepeat { replica.appended(upTo: end, waiter: nil, into: &effects) }
+                deliver(append.request, append.index, result, append.whenCommitted)
+                continue
+            }
+            let id = AppendID(rawValue: nextAppendID)
+            nextAppendID += 1
+            waiting[id] = Waiting(
+                request: append.request, index: append.index, result: result, whenCommitted: append.whenCommitted)
+            loop.appendBeganWaiting()
+            if isRepeat {
+                replica.repeated(upTo: end, waiter: id, into: &effects)
+            } else {
+                replica.appended(upTo: end, waiter: id, into: &effects)
+            }
+        }
+        runEffects()
+        if replica.durability == .fsync { requestFlush() }
+    }
+
+    private func runEffects() {
+        guard !effects.isEmpty else { return }
+        let pending = effects
+        effects.removeAll(keepingCapacity: true)
+        for effect in pending {
+            switch effect {
+            case .advanceHighWatermark:
+                wakeFetches()
+            case .acknowledge(let id):
+                guard let append = waiting.removeValue(forKey: id) else { continue }
+                loop.appendStoppedWaiting()
+                deliver(append.request, append.index, append.result, append.whenCommitted)
+            case .abandon(let id):
+                guard let append = waiting.removeValue(forKey: id) else { continue }
+                loop.appendStoppedWaiting()
+                deliver(
+                    append.request, append.index,
+                    ProduceResult(error: .notLeaderOrFollower, message: "leadership of \(name) ended"),
+                    append.whenCommitted)
+            }
+        }
+    }
+
+    private func deliver(
+        _ request: ProduceRequestState?, _ index: Int, _ result: ProduceResult,
+        _ whenCommitted: ((ProduceResult) -> Void)?
+    ) {
+        if let request {
+            loop.complete(ProduceCompletion(request: request, index: index, result: result))
+        }
+        whenCommitted?(result)
+    }
+
+    /// Answers appends whose producers have waited for their time-out: the records are in the log and may
+    /// still commit.
+    func expireAppends(now: NIODeadline) {
+        for (id, append) in waiting {
+            guard let request = append.request, request.deadline <= now else { continue }
+            waiting[id] = nil
+            loop.appendStoppedWaiting()
+            deliver(
+                request, append.index,
+                ProduceResult(
+                    error: .requestTimedOut, message: "\(name): the flush did not finish within the request's time-out"),
+                nil)
+        }
+    }
+
+    private func failEverything(_ code: ErrorCode, _ cause: String) {
+        let result = ProduceResult(error: code, message: cause)
+        let unwritten = staged
+        staged = []
+        isDirty = false
+        for append in unwritten { deliver(append.request, append.index, result, append.whenCommitted) }
+        let pending = waiting
+        waiting = [:]
+        for append in pending.values {
+            loop.appendStoppedWaiting()
+            deliver(append.request, append.index, result, append.whenCommitted)
+        }
+        wakeFetches()
+    }
+
+    // MARK: Flush
+
+    /// Makes the log durable up to its present end, soon. Appends that arrive while a flush is under way
+    /// share the next one: group commit.
+    package func requestFlush() {
+        guard !isFlushing else {
+            flushWanted = true
+            return
+        }
+        guard case .open(let log) = phase, let work = log.takeFlush() else { return }
+        runFlush(work)
+    }
+
+    private func runFlush(_ work: FlushWork<PosixDisk>) {
+        isFlushing = true
+        flushWanted = false
+        let loop = self.loop
+        loop.services.flushPool.submit { _ in
+            let result = work.run()
+            loop.post { _ in self.flushFinished(result) }
+        }
+    }
+
+    private func flushFinished(_ result: FlushResult) {
+        isFlushing = false
+        guard case .open(let log) = phase else { return }
+        log.flushCompleted(result)
+        if let failure = result.failure {
+            loop.logger.critical(
+                "flush failed; the log directory is offline until the disk is replaced and the broker restarted",
+                metadata: ["partition": "\(name)", "cause": "\(failure)"])
+            phase = .failed(.kafkaStorageError, "flush failed: \(failure)")
+            failEverything(.kafkaStorageError, "flush failed: \(failure)")
+            closePromise?.succeed()
+            closePromise = nil
+            return
+        }
+        replica.flushed(upTo: log.flushedEndOffset, into: &effects)
+        runEffects()
+        if flushWanted { requestFlush() }
+        if closePromise != nil, !isFlushing { finishClosing() }
+    }
+
+    // MARK: Read
+
+    /// Exclusive end of what consumers may read.
+    package var highWatermark: Offset { replica.highWatermark }
+
+    package var leaderEpoch: LeaderEpoch? { replica.leaderEpoch }
+
+    package func addFetchWaiter(_ waiter: FetchWaiter) { fetchWaiters.append(waiter) }
+
+    package func removeFetchWaiters(of fetch: FetchRequestState) {
+        fetchWaiters.removeAll { $0.fetch === fetch }
+    }
+
+    private func wakeFetches() {
+        guard !fetchWaiters.isEmpty else { return }
+        let woken = fetchWaiters
+        fetchWaiters.removeAll(keepingCapacity: true)
+        for waiter in woken { waiter.wake(from: loop) }
+    }
+}
+
+/// Why a partition cannot serve a request.
+package struct PartitionUnavailable: Error {
+    package var code: ErrorCode
+    package var cause: String
+}
+
+/// Carries a log between the pool that opened it and the loop that owns it from then on.
+// SAFETY: exactly one side holds it at a time; the hand-over is a message.
+struct LogTransfer: @unchecked Sendable {
+    let log: PartitionLog<PosixDisk>
+
+    init(_ log: PartitionLog<PosixDisk>) { self.log = log }
+}

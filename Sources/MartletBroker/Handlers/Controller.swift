@@ -1,0 +1,60 @@
+internal import MartletController
+package import MartletKafkaProtocol
+internal import MartletLogModel
+package import NIOCore
+
+/// Handlers of requests that the controller decides. Each hands the request to the core and answers when its
+/// records are committed.
+package enum ControllerHandlers {
+    package static func createTopics(_ request: CreateTopicsRequest, _ context: RequestContext) {
+        context.respond(
+            when: context.services.controller.submit { core in
+                var generator = SystemRandomNumberGenerator()
+                return core.decide(request, generator: &generator)
+            })
+    }
+
+    package static func deleteTopics(_ request: DeleteTopicsRequest, _ context: RequestContext) {
+        context.respond(when: context.services.controller.submit { $0.decide(request) })
+    }
+
+    package static func createPartitions(_ request: CreatePartitionsRequest, _ context: RequestContext) {
+        context.respond(
+            when: context.services.controller.submit { core in
+                var generator = SystemRandomNumberGenerator()
+                return core.decide(request, generator: &generator)
+            })
+    }
+
+    package static func alterConfigs(_ request: AlterConfigsRequest, _ context: RequestContext) {
+        context.respond(when: context.services.controller.submit { $0.decide(request) })
+    }
+
+    package static func incrementalAlterConfigs(_ request: IncrementalAlterConfigsRequest, _ context: RequestContext) {
+        context.respond(when: context.services.controller.submit { $0.decide(request) })
+    }
+
+    package static func describeConfigs(_ request: DescribeConfigsRequest, _ context: RequestContext) {
+        context.respond(context.image.describe(request))
+    }
+}
+
+extension ControllerShell {
+    /// Creates topics that a client asked for by name, with the defaults of the broker. Completes whatever the
+    /// outcome per topic is.
+    package func autoCreateTopics(_ names: [String]) -> EventLoopFuture<Void> {
+        var request = CreateTopicsRequest()
+        request.topics = names.map { name in
+            var topic = CreateTopicsRequest.CreatableTopic()
+            topic.name = name
+            topic.numPartitions = -1
+            topic.replicationFactor = -1
+            return topic
+        }
+        let wanted = request
+        return submit { core in
+            var generator = SystemRandomNumberGenerator()
+            return core.decide(wanted, origin: .broker, generator: &generator)
+        }.map { _ in }
+    }
+}

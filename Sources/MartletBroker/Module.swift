@@ -1,1 +1,0 @@
-// MartletBroker: see README.md of the target.
