@@ -101,7 +101,7 @@ let package = Package(
                 "MartletController", "MartletCoordinators", "MartletStorage", "MartletTransport",
                 "CMartletPlatform", nioCore, nioPosix, logging, lifecycle, deque, orderedCollections,
             ],
-            swiftSettings: relaxed),
+            exclude: ["README.md"], swiftSettings: relaxed),
         .target(
             name: "MartletClient",
             dependencies: [
