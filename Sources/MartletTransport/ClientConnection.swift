@@ -255,8 +255,16 @@ package final class ClientConnection: ChannelInboundHandler {
     ) -> Result<ApiVersionsResponse, ClientConnectionError> {
         // The error code follows the correlation id in every version; error 35 comes in the layout of version 0.
         let code = frame.getInteger(at: frame.readerIndex + Self.smallestResponse, as: Int16.self)
-        let layout = code == Self.unsupportedVersion ? 0 : version
-        return Self.decode(ApiVersionsResponse.self, frame, version: layout)
+        guard code == Self.unsupportedVersion else {
+            return Self.decode(ApiVersionsResponse.self, frame, version: version)
+        }
+        if case .success(let response) = Self.decode(ApiVersionsResponse.self, frame, version: 0) {
+            return .success(response)
+        }
+        // Some servers put the error into another layout; version 0 is served by all.
+        var response = ApiVersionsResponse()
+        response.errorCode = Self.unsupportedVersion
+        return .success(response)
     }
 
     // MARK: Channel events
