@@ -85,15 +85,18 @@ struct DirtySet<D: Disk> {
         items.append((.file(file, sealedSize: sealedSize), sequence))
     }
 
-    mutating func markDirectory(_ path: String) {
+    /// Returns the number that a successful flush must have reached.
+    @discardableResult
+    mutating func markDirectory(_ path: String) -> UInt64 {
         sequence += 1
         for index in items.indices {
             if case .directory(let known) = items[index].item, known == path {
                 items[index].sequence = sequence
-                return
+                return sequence
             }
         }
         items.append((.directory(path), sequence))
+        return sequence
     }
 
     mutating func markReplacement(_ path: String, _ content: ByteBuffer) {

@@ -212,11 +212,17 @@ extension PartitionLog {
                 changed = true
                 break
             }
-            segment.endOffset = segment.baseOffset
+            let nextBase = index + 1 < segments.count ? segments[index + 1].baseOffset : nil
             let start = try walkStart(in: segment, before: recoveryPoint)
             let reached = try segment.walk(
                 from: start, to: fileSize, now: now, indexInterval: configuration.indexIntervalBytes,
                 accept: { (header: RecordBatchHeader, position: Int) throws(ReadError) -> Bool in
+                    // What the checksum does not cover must fit what is known otherwise.
+                    if header.baseOffset != segment.endOffset.rawValue, !configuration.compacts { return false }
+                    if let latest = leaderEpochs.latest, header.partitionLeaderEpoch >= 0 {
+                        let known = leaderEpochs.epoch(at: Offset(header.baseOffset)) ?? latest
+                        guard header.partitionLeaderEpoch >= known.rawValue else { return false }
+                    }
                     if header.lastOffset >= recoveryPoint.rawValue {
                         recovery.checkedBytes += header.totalByteCount
                         guard
@@ -237,6 +243,8 @@ extension PartitionLog {
                 }
                 break
             }
+            // Compaction leaves gaps; a sealed segment reaches to the next one all the same.
+            if let nextBase, configuration.compacts, end < nextBase { segment.endOffset = nextBase }
             if end > recoveryPoint { changed = true }
         }
         if end < recoveryPoint {
@@ -556,7 +564,7 @@ enum TailVerdict: Equatable, Sendable {
                     let delta = Int32(bigEndian: bytes.loadUnaligned(fromByteOffset: index + 23, as: Int32.self))
                     let count = Int32(bigEndian: bytes.loadUnaligned(fromByteOffset: index + 57, as: Int32.self))
                     if base >= expectedOffset.rawValue, base - expectedOffset.rawValue <= Int64(Int32.max),
-                        length >= 49, Int(length) + 12 <= room - index, delta >= 0, count > 0, count <= delta &+ 1
+                        length >= 49, Int(length) + 12 <= room - index, delta >= 0, count >= 0, count <= delta &+ 1
                     {
                         found.append(index)
                     }

@@ -41,6 +41,11 @@ package final class PartitionLog<D: Disk> {
     var dirty = DirtySet<D>()
     var recent = RecentBatches()
     var deletions: [PendingDeletion] = []
+    var compactionIsUnderWay = false
+    /// Everything before this was compacted since the log was opened.
+    var compactedEnd = Offset.zero
+    /// Flush sequence that makes the last compaction's renames durable.
+    var unflushedInstall: UInt64?
     /// Producer snapshots on disk, ascending.
     var snapshotOffsets: [Int64] = []
     package internal(set) var producers = ProducerStateTable()
@@ -493,6 +498,7 @@ package final class PartitionLog<D: Disk> {
             return
         }
         dirty.completed(result.sequence)
+        if let install = unflushedInstall, install <= result.sequence { unflushedInstall = nil }
         // The log may have been cut below the flushed end meanwhile (a follower's truncation).
         let end = min(result.endOffset, writtenEndOffset)
         if end > flushedEndOffset {

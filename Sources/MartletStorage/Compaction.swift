@@ -1,0 +1,388 @@
+package import MartletLogModel
+import MartletRecordBatch
+import NIOCore
+
+/// Key-latest compaction of closed segments: planned by the log's owner, run on any thread, installed by
+/// the owner.
+///
+/// Each segment is rewritten by itself and replaces its file in one rename, so that every mixture of old
+/// and new segments a crash can leave is a correct log: a record goes only if a later one with its key is
+/// durable. The exception is a tombstone, whose disappearance relies on older records having gone in an
+/// *earlier* pass; hence a pass starts only when the previous one's renames are flushed.
+package struct CompactionPlan<D: Disk>: Sendable {
+    struct Source: Sendable {
+        let baseOffset: Offset
+        let endOffset: Offset
+        let size: Int
+        let file: SegmentFile<D>
+    }
+
+    let disk: D
+    let folder: String
+    let partition: TopicPartition
+    let sources: [Source]
+    /// Keys are collected from here on; what lies before was compacted already.
+    let dirtyStart: Offset
+    let logStart: Offset
+    let now: Timestamp
+    let deleteRetention: Int64
+    let indexInterval: Int
+    /// Keys remembered at once, 40 bytes each; the pass covers fewer offsets when there are more keys.
+    let keyLimit: Int
+    /// Last batch of each producer: its header stays for the producer's sequence.
+    let producerLastOffsets: [Int64: Int64]
+
+    /// Two independent 64-bit hashes keyed per process: no two keys of a topic collide by chance (2⁻¹²⁸ a
+    /// pair) or by a producer's intention.
+    struct KeyHash: Hashable {
+        var first: Int
+        var second: Int
+
+        init(_ key: ByteBuffer) {
+            var first = Hasher()
+            first.combine(UInt8(1))
+            var second = Hasher()
+            second.combine(UInt8(2))
+            key.withUnsafeReadableBytes {
+                first.combine(bytes: $0)
+                second.combine(bytes: $0)
+            }
+            self.first = first.finalize()
+            self.second = second.finalize()
+        }
+    }
+
+    /// Rewrites what shrinks. Blocks; memory is bounded by `keyLimit` and one batch.
+    package func run() throws(StorageError) -> CompactionResult<D> {
+        do {
+            return try rewrite()
+        } catch let error as StorageError {
+            throw error
+        } catch let error as ReadError {
+            if case .storage(let error) = error { throw error }
+            throw .offline(partition, detail: "\(error)")
+        } catch let error as DiskError {
+            throw error.kind == .noSpace ? .diskFull("\(error)") : .file(error)
+        } catch {
+            throw .corrupt(partition, offset: dirtyStart, detail: "\(error)")
+        }
+    }
+
+    private func rewrite() throws -> CompactionResult<D> {
+        let decompressor = RecordDecompressor()
+        let (latest, covered) = try collectKeys(decompressor)
+        var rewritten: [CompactionResult<D>.Rewritten] = []
+        for source in sources where source.size > 0 && source.baseOffset < covered {
+            if let result = try rewrite(source, latest: latest, covered: covered, decompressor) {
+                rewritten.append(result)
+            }
+        }
+        return CompactionResult(rewritten: rewritten, compactedEnd: covered)
+    }
+
+    /// The latest offset of each key from `dirtyStart` on, and up to where that is complete.
+    private func collectKeys(
+        _ decompressor: RecordDecompressor
+    ) throws -> (latest: [KeyHash: Int64], covered: Offset) {
+        var latest: [KeyHash: Int64] = [:]
+        for source in sources where source.endOffset > dirtyStart && source.size > 0 {
+            var scanner = BatchScanner(source.file, end: source.size, nonBlocking: false)
+            var position = 0
+            while position < source.size {
+                let header = try self.header(&scanner, source, position)
+                if header.lastOffset >= dirtyStart.rawValue, !header.isControl, header.recordCount > 0 {
+                    if latest.count + Int(header.recordCount) > keyLimit, !latest.isEmpty {
+                        return (latest, Offset(header.baseOffset))
+                    }
+                    var records = try records(header, source, position, decompressor)
+                    while let record = try records.next() {
+                        if let key = record.key { latest[KeyHash(key)] = record.offset.rawValue }
+                    }
+                }
+                position += header.totalByteCount
+            }
+        }
+        return (latest, sources.last?.endOffset ?? dirtyStart)
+    }
+
+    private func header(
+        _ scanner: inout BatchScanner<D>, _ source: Source, _ position: Int
+    ) throws -> RecordBatchHeader {
+        guard let header = try scanner.header(at: position),
+            try BatchChecksum.matches(header, at: position, in: source.file, end: source.size)
+        else {
+            throw StorageError.corrupt(
+                partition, offset: source.baseOffset,
+                detail: "no valid batch at byte \(position) of segment \(source.baseOffset)")
+        }
+        return header
+    }
+
+    private func records(
+        _ header: RecordBatchHeader, _ source: Source, _ position: Int, _ decompressor: RecordDecompressor
+    ) throws -> RecordIterator {
+        let bytes = try source.file.readBytes(at: position, count: header.totalByteCount, nonBlocking: false)
+        return try RecordIterator(bytes, decompressor: decompressor)
+    }
+
+    /// Nil when nothing would change.
+    private func rewrite(
+        _ source: Source, latest: [KeyHash: Int64], covered: Offset, _ decompressor: RecordDecompressor
+    ) throws -> CompactionResult<D>.Rewritten? {
+        let name = folder + "/" + LogFileName.make(source.baseOffset.rawValue, LogFileName.log)
+        let path = name + LogFileName.cleanedSuffix
+        let file = SegmentFile<D>(try disk.open(path, .create), path: path)
+        try file.file.truncate(to: 0)
+        var output = SegmentOutput(file: file, base: source.baseOffset.rawValue, indexInterval: indexInterval)
+        var changed = false
+        var scanner = BatchScanner(source.file, end: source.size, nonBlocking: false)
+        var position = 0
+        while position < source.size {
+            let header = try self.header(&scanner, source, position)
+            let fate =
+                header.baseOffset >= covered.rawValue || header.isControl
+                ? .keep : try fate(of: header, source, position, latest: latest, decompressor)
+            switch fate {
+            case .keep:
+                let bytes = try source.file.readBytes(
+                    at: position, count: header.totalByteCount, nonBlocking: false)
+                try output.append(bytes, header)
+            case .drop:
+                changed = true
+            case .replace(let batch):
+                changed = true
+                try output.append(batch, try RecordBatchHeader(reading: batch))
+            }
+            position += header.totalByteCount
+        }
+        guard changed else {
+            try disk.removeIfPresent(path)
+            return nil
+        }
+        try output.finish()
+        try file.file.sync()
+        return CompactionResult.Rewritten(
+            baseOffset: source.baseOffset, sourceSize: source.size, cleanedPath: path, size: output.size,
+            maximum: output.maximum, indexes: output.indexes)
+    }
+
+    private enum Fate {
+        case keep
+        case drop
+        case replace(ByteBuffer)
+    }
+
+    private func fate(
+        of header: RecordBatchHeader, _ source: Source, _ position: Int, latest: [KeyHash: Int64],
+        _ decompressor: RecordDecompressor
+    ) throws -> Fate {
+        let isProducersLast = header.hasProducerID && producerLastOffsets[header.producerID] == header.lastOffset
+        if header.recordCount == 0 { return isProducersLast ? .keep : .drop }
+        let horizon = header.hasDeleteHorizon ? header.baseTimestamp : nil
+        var kept: [RecordView] = []
+        var keepsTombstone = false
+        var records = try records(header, source, position, decompressor)
+        while let record = try records.next() {
+            guard record.offset >= logStart, let key = record.key else { continue }
+            if let later = latest[KeyHash(key)], later > record.offset.rawValue { continue }
+            if record.value == nil {
+                if let horizon, now.rawValue >= horizon { continue }
+                keepsTombstone = true
+            }
+            kept.append(record)
+        }
+        let setsHorizon = keepsTombstone && horizon == nil
+        if kept.count == Int(header.recordCount), !setsHorizon { return .keep }
+        if kept.isEmpty, !isProducersLast { return .drop }
+
+        let keepsHorizon = keepsTombstone
+        let base = setsHorizon ? now.rawValue + deleteRetention : header.baseTimestamp
+        var builder = RecordBatchBuilder(capacity: header.totalByteCount, baseTimestamp: base)
+        for record in kept {
+            try builder.append(
+                key: record.key, value: record.value, headers: record.headers,
+                timestamp: record.timestamp.rawValue,
+                offsetDelta: Int32(record.offset.rawValue - header.baseOffset))
+        }
+        let batch = try builder.build(
+            RecordBatchBuilder.Options(
+                codec: header.codec, baseOffset: header.baseOffset,
+                partitionLeaderEpoch: header.partitionLeaderEpoch, producerID: header.producerID,
+                producerEpoch: header.producerEpoch, baseSequence: header.baseSequence,
+                isTransactional: header.isTransactional,
+                logAppendTime: header.timestampType == .logAppendTime ? header.maxTimestamp : nil,
+                lastOffsetDelta: header.lastOffsetDelta, hasDeleteHorizon: keepsHorizon))
+        return .replace(batch)
+    }
+}
+
+/// Writes the batches of a rewritten segment, gathering them into few calls.
+private struct SegmentOutput<D: Disk> {
+    let file: SegmentFile<D>
+    let base: Int64
+    let indexInterval: Int
+    private(set) var size = 0
+    private(set) var maximum: TimeIndexEntry?
+    private(set) var indexes = SegmentIndexes()
+    private var waiting: [ByteBuffer] = []
+    private var waitingBytes = 0
+    private static var gatherBytes: Int { 1 << 20 }
+
+    init(file: SegmentFile<D>, base: Int64, indexInterval: Int) {
+        self.file = file
+        self.base = base
+        self.indexInterval = indexInterval
+    }
+
+    mutating func append(_ batch: ByteBuffer, _ header: RecordBatchHeader) throws {
+        if header.maxTimestamp > maximum?.timestamp ?? -1 {
+            maximum = TimeIndexEntry(
+                timestamp: header.maxTimestamp, relativeOffset: Int32(header.lastOffset - base))
+        }
+        indexes.append(
+            lastOffset: header.lastOffset, position: size + waitingBytes, byteCount: batch.readableBytes, base: base,
+            interval: indexInterval, maximum: maximum)
+        waiting.append(batch)
+        waitingBytes += batch.readableBytes
+        if waitingBytes >= Self.gatherBytes { try flush() }
+    }
+
+    mutating func finish() throws {
+        try flush()
+        if let maximum { indexes.appendTime(maximum) }
+    }
+
+    private mutating func flush() throws {
+        try file.file.write(waiting, at: size)
+        size += waitingBytes
+        waiting = []
+        waitingBytes = 0
+    }
+}
+
+/// What a compaction pass wrote; not part of the log until installed.
+package struct CompactionResult<D: Disk>: Sendable {
+    struct Rewritten: Sendable {
+        let baseOffset: Offset
+        let sourceSize: Int
+        let cleanedPath: String
+        let size: Int
+        let maximum: TimeIndexEntry?
+        let indexes: SegmentIndexes
+    }
+
+    let rewritten: [Rewritten]
+    let compactedEnd: Offset
+
+    /// Bytes before and after, for metrics.
+    package var bytesBefore: Int { rewritten.reduce(0) { $0 + $1.sourceSize } }
+    package var bytesAfter: Int { rewritten.reduce(0) { $0 + $1.size } }
+}
+
+extension PartitionLog {
+    /// Keys remembered per pass unless said otherwise: 20 MB.
+    package static var defaultKeyLimit: Int { 500_000 }
+
+    /// What to compact now; nil when there is too little to gain, a pass is under way, or the last one is
+    /// not flushed yet.
+    ///
+    /// - Parameters:
+    ///   - ceiling: exclusive; the high watermark or the last stable offset, whichever is lower.
+    ///   - force: whatever `min.cleanable.dirty.ratio` says.
+    package func planCompaction(
+        now: Timestamp, ceiling: Offset, force: Bool = false, keyLimit: Int = defaultKeyLimit
+    ) throws(StorageError) -> CompactionPlan<D>? {
+        guard configuration.compacts, damage == nil, !compactionIsUnderWay, unflushedInstall == nil else { return nil }
+        let ceiling = min(ceiling, flushedEndOffset)
+        let youngest = now.rawValue - configuration.minimumCompactionLagMilliseconds
+        var sources: [CompactionPlan<D>.Source] = []
+        var dirtyBytes = 0
+        var totalBytes = 0
+        do {
+            for segment in segments.dropLast() {
+                guard segment.endOffset <= ceiling, segment.lastAppend.rawValue <= youngest else { break }
+                totalBytes += segment.size
+                if segment.endOffset > compactedEnd { dirtyBytes += segment.size }
+                sources.append(
+                    CompactionPlan.Source(
+                        baseOffset: segment.baseOffset, endOffset: segment.endOffset, size: segment.size,
+                        file: try segment.file()))
+            }
+        } catch {
+            throw directory.record(error)
+        }
+        guard totalBytes > 0, dirtyBytes > 0 || force,
+            force || Double(dirtyBytes) / Double(totalBytes) >= configuration.minimumCleanableRatio
+        else { return nil }
+        compactionIsUnderWay = true
+        return CompactionPlan(
+            disk: disk, folder: folder, partition: topicPartition, sources: sources,
+            dirtyStart: min(compactedEnd, sources.last?.endOffset ?? compactedEnd), logStart: logStartOffset,
+            now: now, deleteRetention: configuration.deleteRetentionMilliseconds,
+            indexInterval: configuration.indexIntervalBytes, keyLimit: keyLimit,
+            producerLastOffsets: producers.lastOffsets)
+    }
+
+    /// The pass failed or is not wanted any more; its files go away at the next start.
+    package func abandonCompaction() { compactionIsUnderWay = false }
+
+    /// Puts rewritten segments in the place of the old ones. Segments that changed meanwhile (retention,
+    /// truncation) stay as they are.
+    package func installCompaction(_ result: CompactionResult<D>, now: Timestamp) throws(StorageError) {
+        precondition(compactionIsUnderWay, "installCompaction without planCompaction")
+        compactionIsUnderWay = false
+        do {
+            for rewritten in result.rewritten {
+                guard
+                    let index = segments.firstIndex(where: { $0.baseOffset == rewritten.baseOffset }),
+                    index + 1 < segments.count, segments[index].size == rewritten.sourceSize
+                else {
+                    try disk.removeIfPresent(rewritten.cleanedPath)
+                    continue
+                }
+                try replace(at: index, with: rewritten, now: now)
+            }
+        } catch {
+            throw directory.record(error)
+        }
+        compactedEnd = max(compactedEnd, result.compactedEnd)
+        if !result.rewritten.isEmpty { unflushedInstall = dirty.markDirectory(folder) }
+    }
+
+    private func replace(
+        at index: Int, with rewritten: CompactionResult<D>.Rewritten, now: Timestamp
+    ) throws(DiskError) {
+        let old = segments[index]
+        for file in [old.openFile, old.openOffsetIndex, old.openTimeIndex] {
+            if let file { dirty.forget(file) }
+        }
+        // Index files first: a stale one is found out by the first search, a missing one is made anew.
+        try disk.removeIfPresent(old.path(LogFileName.offsetIndex))
+        try disk.removeIfPresent(old.path(LogFileName.timeIndex))
+        old.releaseFiles()
+        if rewritten.size == 0, index > 0 {
+            // Everything in it is superseded. The first segment stays, empty: its name is the log's start.
+            segments.remove(at: index)
+            segments[index - 1].endOffset = old.endOffset
+            try disk.removeIfPresent(rewritten.cleanedPath)
+            try disk.rename(
+                old.path(LogFileName.log), to: old.path(LogFileName.log) + LogFileName.deletedSuffix)
+            deletions.append(
+                PendingDeletion(
+                    paths: [old.path(LogFileName.log) + LogFileName.deletedSuffix],
+                    due: Timestamp(milliseconds: now.rawValue + configuration.fileDeleteDelayMilliseconds)))
+            return
+        }
+        try disk.rename(rewritten.cleanedPath, to: old.path(LogFileName.log))
+        let segment = Segment(
+            disk: disk, folder: folder, baseOffset: old.baseOffset, size: rewritten.size, lastAppend: old.lastAppend)
+        segment.endOffset = old.endOffset
+        segment.firstAppend = old.firstAppend
+        segment.isSealed = true
+        segment.indexes = rewritten.indexes
+        segment.maximum = rewritten.maximum
+        segment.indexesAreLoaded = true
+        segments[index] = segment
+        for file in try segment.persistIndexes() { dirty.markFile(file) }
+    }
+}
