@@ -85,7 +85,7 @@ let package = Package(
         .target(
             name: "MartletStorage",
             dependencies: ["MartletLogModel", "MartletRecordBatch", "CMartletPlatform", nioCore],
-            swiftSettings: relaxed),
+            exclude: ["README.md"], swiftSettings: relaxed),
         .target(
             name: "MartletTransport",
             dependencies: [
@@ -139,7 +139,7 @@ let package = Package(
         .target(
             name: "MartletSimulatorKit",
             dependencies: ["MartletLogModel", "MartletRecordBatch", "MartletStorage", nioCore],
-            path: "Tools/simulator/Kit", swiftSettings: relaxed),
+            path: "Tools/simulator/Kit", exclude: ["README.md"], swiftSettings: relaxed),
         .executableTarget(
             name: "example-produce", dependencies: ["MartletClient"],
             path: "Tools/examples/Produce", swiftSettings: relaxed),

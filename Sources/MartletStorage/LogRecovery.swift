@@ -75,11 +75,9 @@ extension PartitionLog {
             setEnds(known, flushed: known)
             return
         }
-        guard first.baseOffset <= logStartOffset else {
-            throw StorageError.offline(
-                topicPartition,
-                detail: "the log starts at \(logStartOffset), but the first segment in \(folder) "
-                    + "at \(first.baseOffset)")
+        if first.baseOffset > logStartOffset {
+            try judgeMissingStart(first.baseOffset)
+            return
         }
         loadEpochs(try disk.readAll(folder + "/" + LogFileName.leaderEpochCheckpoint, limit: 64 << 20))
 
@@ -299,6 +297,25 @@ extension PartitionLog {
         return true
     }
 
+    /// The first segments' files are not there. When nothing valid is in the others, nothing ever reached
+    /// the disk; else it is damage.
+    private func judgeMissingStart(_ base: Offset) throws {
+        let files = try segments.map { (file: try $0.file(), size: try $0.file().file.size()) }
+        let verdict = try TailVerdict.of(files, from: 0, expectedOffset: logStartOffset)
+        recovery.wasChecked = true
+        recovery.quarantinedBytes += try quarantine(fromSegment: 0, position: 0, end: logStartOffset)
+        if checkpoint.recoveryPoint <= logStartOffset, verdict == .tornTail {
+            for segment in segments.reversed() { try removeFiles(of: segment) }
+            try disk.syncDirectory(folder)
+        } else {
+            damage = LogDamage(
+                offset: logStartOffset,
+                detail: "the first segment in \(folder) starts at \(base): what was before it is missing")
+        }
+        segments = []
+        setEnds(logStartOffset, flushed: logStartOffset)
+    }
+
     /// Cuts the log at `position` of a segment and removes the segments behind it.
     func cut(toSegment index: Int, position: Int, end: Offset) throws {
         for segment in segments[(index + 1)...].reversed() { try removeFiles(of: segment) }
@@ -459,7 +476,7 @@ extension PartitionLog {
                 leaderEpochs.assign(
                     LeaderEpoch(header.partitionLeaderEpoch), startOffset: Offset(header.baseOffset))
             }
-            if header.hasProducerID, header.baseOffset >= snapshotEnd.rawValue {
+            if header.hasProducerID, header.lastOffset >= snapshotEnd.rawValue {
                 producers.apply(header, now: max(now, Timestamp(milliseconds: header.maxTimestamp)))
             }
         }

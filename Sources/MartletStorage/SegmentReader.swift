@@ -1,10 +1,10 @@
-package import MartletLogModel
+import MartletLogModel
 package import MartletRecordBatch
 package import NIOCore
 
 /// Reads a segment file by its path, without a log around it: for `martlet log dump` and for looking at
 /// quarantined bytes. Never changes anything.
-package struct SegmentReader<D: Disk>: ~Copyable {
+package struct SegmentReader<D: Disk> {
     package enum Item: Sendable {
         case batch(position: Int, header: RecordBatchHeader, bytes: ByteBuffer, checksumMatches: Bool)
         /// Bytes that are no batch; the reader goes on behind them where a valid batch follows.
