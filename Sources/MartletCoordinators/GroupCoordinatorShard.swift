@@ -311,6 +311,8 @@ package struct GroupCoordinatorShard: ~Copyable {
             return refuse(.groupMaxSizeReached)
         }
 
+        guard Self.byteCount(request) <= GroupLimits.commitBytesLimit else { return refuse(.invalidCommitOffsetSize) }
+
         var response = OffsetCommitResponse()
         var records: [CoordinatorRecord] = []
         for topic in request.topics {
@@ -349,6 +351,15 @@ package struct GroupCoordinatorShard: ~Copyable {
         }
         guard !records.isEmpty else { return outbox.respond(id, .offsetCommit(response)) }
         outbox.append(records, then: [.respond(id, .offsetCommit(response))])
+    }
+
+    /// Roughly what the records of a commit take in the log.
+    private static func byteCount(_ request: OffsetCommitRequest) -> Int {
+        request.topics.reduce(0) { sum, topic in
+            topic.partitions.reduce(sum) {
+                $0 + 64 + request.groupID.utf8.count + topic.name.utf8.count + ($1.committedMetadata?.utf8.count ?? 0)
+            }
+        }
     }
 
     static func refusal(_ request: OffsetCommitRequest, _ code: ErrorCode) -> OffsetCommitResponse {
@@ -626,6 +637,25 @@ package struct GroupCoordinatorShard: ~Copyable {
 
     package var groupCount: Int { groups.count }
     package var offsetCount: Int { offsets.offsetCount }
+
+    /// Topics whose offsets belong to a topic that is gone, perhaps replaced by another of the same name while
+    /// this shard was not loaded. To be asked after loading and answered with `topicsDeleted`.
+    ///
+    /// - Parameter currentID: id of the topic that has this name now.
+    package func obsoleteTopics(_ currentID: (String) -> UniversalID?) -> [String] {
+        var obsolete: Set<String> = []
+        for group in offsets.groupIDs() {
+            for topic in offsets.topics(group: group) {
+                // One partition tells: a topic's offsets were all removed before the next of its name began.
+                guard let partition = offsets.partitions(group: group, topic: topic).first,
+                    let offset = offsets.offset(group: group, topic: topic, partition: partition)
+                else { continue }
+                let current = currentID(topic)
+                if current == nil || (offset.topicID != .zero && offset.topicID != current) { obsolete.insert(topic) }
+            }
+        }
+        return obsolete.sorted()
+    }
 
     /// Topics for which offsets are kept: whose retention an `expirationDue` should carry.
     package func topicsWithOffsets() -> Set<String> {

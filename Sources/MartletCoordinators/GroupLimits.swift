@@ -12,6 +12,8 @@ package enum GroupLimits {
     package static let memberMetadataBytesLimit = 4 * 1024 * 1024
     /// Bytes of one group's record; the offsets topic takes batches of 16 MiB.
     package static let groupRecordBytesLimit = 15 * 1024 * 1024
+    /// Bytes of names and metadata in one commit, which becomes one batch; more is refused with 28.
+    package static let commitBytesLimit = 15 * 1024 * 1024
     /// Committed offsets of one shard: about 150 bytes each.
     package static let offsetCountLimit = 4_000_000
     /// Tombstones in one record batch when offsets expire or topics go; the rest follows at once.

@@ -21,6 +21,8 @@ package final class ControllerShell: @unchecked Sendable {
         /// Exclusive end of the records this waits for.
         var end: Offset
         var image: MetadataImage?
+        /// Topics that `image` no longer has.
+        var deletedTopics: [String] = []
         var succeed: (MetadataImage?) -> Void
         var fail: (any Error) -> Void
     }
@@ -114,10 +116,13 @@ package final class ControllerShell: @unchecked Sendable {
         let decision = decide(core)
         let response = decision.response
         var image: MetadataImage?
+        var deletedTopics: [String] = []
         if !decision.records.isEmpty {
             do {
                 try write(decision.records)
-                image = core.publish().image
+                let published = core.publish()
+                image = published.image
+                deletedTopics = published.delta.deletedTopics.map(\.name)
             } catch {
                 logger.error("metadata change failed", metadata: ["cause": "\(error)"])
                 promise.fail(error)
@@ -131,7 +136,8 @@ package final class ControllerShell: @unchecked Sendable {
             return
         }
         pending.append(
-            Pending(end: end, image: image, succeed: { _ in promise.succeed(response) }, fail: { promise.fail($0) }))
+            Pending(
+                end: end, image: image, deletedTopics: deletedTopics, succeed: { _ in promise.succeed(response) }, fail: { promise.fail($0) }))
         startFlush()
     }
 
@@ -166,12 +172,14 @@ package final class ControllerShell: @unchecked Sendable {
         let committed = log.flushedEndOffset
         var done: [Pending] = []
         var image: MetadataImage?
+        var deletedTopics: [String] = []
         while let next = pending.first, next.end <= committed {
             pending.removeFirst()
             if let newer = next.image { image = newer }
+            deletedTopics += next.deletedTopics
             done.append(next)
         }
-        if let image { publish(image, then: done) } else { for each in done { each.succeed(nil) } }
+        if let image { publish(image, deletedTopics, then: done) } else { for each in done { each.succeed(nil) } }
         if !pending.isEmpty { startFlush() }
         takeSnapshotIfDue()
         if let closePromise, !isFlushing {
@@ -180,12 +188,12 @@ package final class ControllerShell: @unchecked Sendable {
         }
     }
 
-    private func publish(_ image: MetadataImage, then done: [Pending]) {
+    private func publish(_ image: MetadataImage, _ deletedTopics: [String], then done: [Pending]) {
         lastImage = image
         let applied = loops.map { loop in
             let promise = eventLoop.makePromise(of: Void.self)
             loop.post { loop in
-                loop.apply(image)
+                loop.apply(image, deletedTopics: deletedTopics)
                 promise.succeed()
             }
             return promise.futureResult

@@ -39,6 +39,8 @@ package final class BrokerLoop: @unchecked Sendable {
     /// The cluster metadata as this loop knows it; replaced as a whole by the controller.
     package private(set) var image: MetadataImage
 
+    /// Group coordinator shards whose partition lives here.
+    package private(set) lazy var groups = GroupShards(loop: self)
     private var partitions: [PartitionKey: Partition] = [:]
     private var connections: [UInt64: ServerConnection] = [:]
     private var dirty: [Partition] = []
@@ -66,10 +68,13 @@ package final class BrokerLoop: @unchecked Sendable {
         eventLoop.execute { body(self) }
     }
 
-    package func apply(_ image: MetadataImage) {
+    /// - Parameter deletedTopics: names of topics that are gone since the image before.
+    package func apply(_ image: MetadataImage, deletedTopics: [String] = []) {
         eventLoop.preconditionInEventLoop()
         let previous = self.image
         self.image = image
+        groups.topicsDeleted(deletedTopics)
+        if previous.brokerConfiguration != image.brokerConfiguration { groups.configurationChanged() }
         for (key, partition) in partitions {
             guard let topic = image.topic(id: key.topicID),
                 let registration = topic.partition(key.partition)
@@ -202,6 +207,7 @@ package final class BrokerLoop: @unchecked Sendable {
     package func closePartitions(clean: Bool) -> EventLoopFuture<Void> {
         eventLoop.preconditionInEventLoop()
         isStopping = true
+        groups.stop()
         endTurn()
         let closing = partitions.values.map { $0.close(clean: clean) }
         partitions = [:]

@@ -14,8 +14,18 @@ package enum ControllerHandlers {
             })
     }
 
+    /// Versions up to 5 name topics in a field of their own; 6 also takes ids (KIP-516).
     package static func deleteTopics(_ request: DeleteTopicsRequest, _ context: RequestContext) {
-        context.respond(when: context.services.controller.submit { $0.decide(request) })
+        var wanted = request
+        if context.version < 6 {
+            wanted.topics = request.topicNames.map { name in
+                var topic = DeleteTopicsRequest.DeleteTopicState()
+                topic.name = name
+                return topic
+            }
+        }
+        let decided = wanted
+        context.respond(when: context.services.controller.submit { $0.decide(decided) })
     }
 
     package static func createPartitions(_ request: CreatePartitionsRequest, _ context: RequestContext) {

@@ -75,8 +75,11 @@ extension ClusterController {
         try checkName(topic.name, origin: origin, batch: batch)
         let assignments = try assignments(of: topic, generator: &generator)
         try checkCapacity(adding: assignments.count, topics: 1, batch: batch)
-        let overrides = try validatedOverrides(
+        var overrides = try validatedOverrides(
             topic.configs.map { (name: $0.name, value: $0.value) }, topic: topic.name)
+        if topic.name == TopicName.consumerOffsets {
+            overrides.merge(offsetsTopicOverrides()) { given, _ in given }
+        }
 
         batch.topicCount += 1
         batch.partitionCount += assignments.count
@@ -95,6 +98,18 @@ extension ClusterController {
             records.append(.partition(partitionRecord(topicID: id, index: index, replicas: replicas)))
         }
         return TopicPlan(name: topic.name, id: id, assignments: assignments, overrides: overrides, records: records)
+    }
+
+    /// The topic of committed offsets keeps the last record per key, in segments that compaction gets through
+    /// quickly, and takes the record of a large group.
+    private borrowing func offsetsTopicOverrides() -> [String: String] {
+        [
+            TopicConfigName.cleanupPolicy: "compact",
+            TopicConfigName.compressionType: "producer",
+            TopicConfigName.maxMessageBytes: String(ControllerLimits.offsetsTopicMessageBytes),
+            TopicConfigName.segmentBytes: String(
+                max(1_048_576, state.brokerConfiguration.offsetsTopicSegmentBytes)),
+        ]
     }
 
     private borrowing func checkName(_ name: String, origin: RequestOrigin, batch: TopicBatch) throws(Refusal) {

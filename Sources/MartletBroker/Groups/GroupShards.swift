@@ -1,0 +1,94 @@
+internal import MartletController
+package import MartletCoordinators
+internal import MartletKafkaProtocol
+package import MartletLogModel
+package import NIOCore
+
+/// The group coordinator shards of one event loop: those whose partition of `__consumer_offsets` lives there.
+/// Confined to the loop.
+package final class GroupShards {
+    private unowned let loop: BrokerLoop
+    private var shards: [PartitionKey: GroupShardShell] = [:]
+    private var isStopping = false
+
+    package init(loop: BrokerLoop) { self.loop = loop }
+
+    /// The shard of the partition, created on first use.
+    fileprivate func shard(_ key: PartitionKey) -> GroupShardShell? {
+        if let shard = shards[key] { return shard }
+        guard !isStopping else { return nil }
+        let shard = GroupShardShell(key: key, loop: loop)
+        shards[key] = shard
+        return shard
+    }
+
+    package func topicsDeleted(_ names: [String]) {
+        guard !names.isEmpty else { return }
+        for shard in inOrder { shard.topicsDeleted(names) }
+    }
+
+    package func configurationChanged() {
+        for shard in inOrder { shard.configurationChanged() }
+    }
+
+    package func stop() {
+        isStopping = true
+        for shard in inOrder { shard.resign() }
+        shards = [:]
+    }
+
+    private var inOrder: [GroupShardShell] { shards.values.sorted { $0.index < $1.index } }
+}
+
+extension RequestContext {
+    /// Runs a request on the shard responsible for the group; the future completes on this connection's loop.
+    package func coordinate(group id: String, _ request: GroupRequest) -> EventLoopFuture<GroupResponse> {
+        guard let topic = image.topic(named: TopicName.consumerOffsets), !topic.partitions.isEmpty else {
+            // Clients find the coordinator first, and that creates the topic.
+            return loop.eventLoop.makeSucceededFuture(
+                GroupCoordinatorShard.refusal(request, .coordinatorNotAvailable))
+        }
+        let index = GroupPartitioner.partition(for: id, count: Int32(clamping: topic.partitions.count))
+        return coordinate(PartitionKey(topicID: topic.id, partition: PartitionIndex(index)), request)
+    }
+
+    package func coordinate(_ key: PartitionKey, _ request: GroupRequest) -> EventLoopFuture<GroupResponse> {
+        let promise = loop.eventLoop.makePromise(of: GroupResponse.self)
+        let target = services.loops.loop(of: key)
+        let run: @Sendable (BrokerLoop) -> Void = { target in
+            guard let shard = target.groups.shard(key) else {
+                promise.succeed(GroupCoordinatorShard.refusal(request, .notCoordinator))
+                return
+            }
+            shard.submit(request) { promise.succeed($0) }
+        }
+        if target === loop { run(loop) } else { target.post(run) }
+        return promise.futureResult
+    }
+
+    /// Which groups each shard is asked about, with the positions of their answers in the request.
+    package func groupsByShard(_ ids: [String]) -> [(key: PartitionKey, groups: [String])] {
+        guard let topic = image.topic(named: TopicName.consumerOffsets), !topic.partitions.isEmpty else { return [] }
+        var byIndex: [Int32: [String]] = [:]
+        for id in ids {
+            let index = GroupPartitioner.partition(for: id, count: Int32(clamping: topic.partitions.count))
+            byIndex[index, default: []].append(id)
+        }
+        return byIndex.sorted { $0.key < $1.key }.map {
+            (PartitionKey(topicID: topic.id, partition: PartitionIndex($0.key)), $0.value)
+        }
+    }
+
+    /// All shards of the cluster's group coordinator.
+    package var allGroupShards: [PartitionKey] {
+        guard let topic = image.topic(named: TopicName.consumerOffsets) else { return [] }
+        return topic.partitions.indices.map {
+            PartitionKey(topicID: topic.id, partition: PartitionIndex(Int32($0)))
+        }
+    }
+
+    /// The group coordinator answered with another kind of response than its request has.
+    package func mismatch<Response>(_ response: GroupResponse) -> Response {
+        preconditionFailure("\(header.apiKey) was answered with \(response)")
+    }
+}

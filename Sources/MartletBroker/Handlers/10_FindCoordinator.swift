@@ -1,0 +1,76 @@
+internal import Logging
+internal import MartletController
+package import MartletKafkaProtocol
+internal import MartletLogModel
+internal import NIOCore
+
+/// FindCoordinator (key 10). Versions: 1 adds the key type, 4 asks for several keys (KIP-699), 6 share groups
+/// (KIP-932). The offsets topic is created when somebody first asks for a group's coordinator.
+package enum FindCoordinatorHandler {
+    private enum KeyType {
+        static let group: Int8 = 0
+        static let transaction: Int8 = 1
+    }
+
+    package static func handle(_ request: FindCoordinatorRequest, _ context: RequestContext) {
+        guard request.keyType == KeyType.group, context.image.topicID(named: TopicName.consumerOffsets) == nil else {
+            context.respond(response(request, context))
+            return
+        }
+        let loop = context.loop
+        let created = context.services.controller.autoCreateTopics([TopicName.consumerOffsets]).hop(to: loop.eventLoop)
+        created.assumeIsolated().whenComplete { result in
+            switch result {
+            case .success:
+                break
+            case .failure(let error):
+                loop.logger.error("the offsets topic cannot be created", metadata: ["cause": "\(error)"])
+            }
+            context.respond(response(request, context))
+        }
+    }
+
+    private static func response(_ request: FindCoordinatorRequest, _ context: RequestContext) -> FindCoordinatorResponse {
+        var response = FindCoordinatorResponse()
+        let (code, message) = outcome(request, context)
+        let address = code == .none ? context.address(of: context.services.settings.nodeID) : nil
+        let node = code == .none ? context.services.settings.nodeID.rawValue : -1
+        guard context.version >= 4 else {
+            response.errorCode = code.rawValue
+            response.errorMessage = message
+            response.nodeID = node
+            response.host = address?.host ?? ""
+            response.port = Int32(address?.port ?? -1)
+            return response
+        }
+        response.coordinators = request.coordinatorKeys.map { key in
+            var coordinator = FindCoordinatorResponse.Coordinator()
+            coordinator.key = key
+            coordinator.nodeID = node
+            coordinator.host = address?.host ?? ""
+            coordinator.port = Int32(address?.port ?? -1)
+            coordinator.errorCode = code.rawValue
+            coordinator.errorMessage = message
+            return coordinator
+        }
+        return response
+    }
+
+    private static func outcome(_ request: FindCoordinatorRequest, _ context: RequestContext) -> (ErrorCode, String?) {
+        switch request.keyType {
+        case KeyType.group:
+            guard context.image.topicID(named: TopicName.consumerOffsets) != nil else {
+                return (.coordinatorNotAvailable, "the topic of group offsets could not be created; see the broker's log")
+            }
+            return (.none, nil)
+        case KeyType.transaction:
+            // A code that ends the producer with an error: a retriable one would make it ask for ever.
+            return (
+                .transactionalIDAuthorizationFailed,
+                "transactions are not served by this release; unset transactional.id"
+            )
+        case _:
+            return (.invalidRequest, "coordinator type \(request.keyType) is not served; 0 is a consumer group")
+        }
+    }
+}
