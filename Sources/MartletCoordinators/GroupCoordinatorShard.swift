@@ -596,6 +596,8 @@ package struct GroupCoordinatorShard: ~Copyable {
     package struct DurableState: Sendable, Equatable {
         package var groups: [String: GroupMetadataValue] = [:]
         package var offsets: [OffsetCommitKey: CommittedOffset] = [:]
+
+        package init() {}
     }
 
     package func durableState() -> DurableState {

@@ -157,7 +157,7 @@ private typealias Join = ShardHarness.Join
         let harness = ShardHarness()
         _ = harness.commit("g", [("short", 0, 1), ("forever", 0, 2), ("unknown", 0, 3)])
         harness.advance(1_000_000)
-        harness.handle(.expirationDue(OffsetRetention(fixedMilliseconds: nil, topicMilliseconds: ["short": 1_000, "forever": .some(nil)])))
+        harness.handle(.expirationDue(OffsetRetention(fixedMilliseconds: nil, topicMilliseconds: ["short": 1_000, "forever": nil])))
         #expect(harness.fetched(harness.fetch("g")) == ["forever-0": 2, "unknown-0": 3])
     }
 }

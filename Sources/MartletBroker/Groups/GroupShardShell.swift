@@ -277,8 +277,8 @@ final class GroupShardShell: @unchecked Sendable {
         if !obsolete.isEmpty { handle(.topicsDeleted(obsolete)) }
         let interval = TimeAmount.milliseconds(
             max(1_000, loop.image.brokerConfiguration.offsetsRetentionCheckIntervalMilliseconds))
-        expiration = loop.eventLoop.assumeIsolated().scheduleRepeatedTask(initialDelay: interval, delay: interval) {
-            _ in self.expire()
+        expiration = loop.eventLoop.scheduleRepeatedTask(initialDelay: interval, delay: interval) { _ in
+            self.expire()
         }
         loop.logger.debug(
             "group coordinator loaded",

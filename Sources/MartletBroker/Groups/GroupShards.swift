@@ -1,7 +1,7 @@
 internal import MartletController
 package import MartletCoordinators
 internal import MartletKafkaProtocol
-package import MartletLogModel
+internal import MartletLogModel
 package import NIOCore
 
 /// The group coordinator shards of one event loop: those whose partition of `__consumer_offsets` lives there.
@@ -86,9 +86,11 @@ extension RequestContext {
             PartitionKey(topicID: topic.id, partition: PartitionIndex(Int32($0)))
         }
     }
+}
 
-    /// The group coordinator answered with another kind of response than its request has.
-    package func mismatch<Response>(_ response: GroupResponse) -> Response {
-        preconditionFailure("\(header.apiKey) was answered with \(response)")
+extension GroupResponse {
+    /// The core answered with another kind of response than the request has: a bug.
+    func mismatch<Response>() -> Response {
+        preconditionFailure("a group request was answered with \(self)")
     }
 }

@@ -2,6 +2,7 @@ internal import MartletController
 internal import MartletCoordinators
 package import MartletKafkaProtocol
 internal import MartletLogModel
+internal import NIOCore
 
 /// OffsetCommit (key 8). Versions: 2-4 carry a retention time, 6 the leader epoch (KIP-320), 7 static members
 /// (KIP-345), 9 reports an unknown group as such (KIP-848), 10 names topics by id (KIP-848).
@@ -41,7 +42,7 @@ package enum OffsetCommitHandler {
             group: request.groupID, .offsetCommit(known, reportsMissingGroup: context.version >= 9))
         context.respond(
             when: future.map { response -> OffsetCommitResponse in
-                guard case .offsetCommit(let answer) = response else { return context.mismatch(response) }
+                guard case .offsetCommit(let answer) = response else { return response.mismatch() }
                 return merged(request, refusals, answer)
             })
     }

@@ -2,7 +2,7 @@ internal import MartletController
 internal import MartletCoordinators
 package import MartletKafkaProtocol
 internal import MartletLogModel
-package import NIOCore
+internal import NIOCore
 
 /// OffsetFetch (key 9). Versions: 2 all topics and a top-level error, 7 require stable (KIP-447), 8 several groups
 /// (KIP-709), 10 topics by id (KIP-848).
@@ -56,7 +56,7 @@ package enum OffsetFetchHandler {
         let missing = unknown
         return context.coordinate(group: group.groupID, .offsetFetch(resolved, requireStable: requireStable)).map {
             response in
-            guard case .offsetFetch(var answer) = response else { return context.mismatch(response) }
+            guard case .offsetFetch(var answer) = response else { return response.mismatch() }
             if byID {
                 for index in answer.topics.indices where answer.topics[index].topicID == .zero {
                     answer.topics[index].topicID = image.topicID(named: answer.topics[index].name) ?? .zero

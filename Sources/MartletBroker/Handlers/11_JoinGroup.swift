@@ -1,6 +1,7 @@
 internal import MartletCoordinators
 package import MartletKafkaProtocol
 internal import MartletLogModel
+internal import MartletTransport
 internal import NIOCore
 
 /// JoinGroup (key 11). Versions: 1 adds the rebalance timeout, 4 the two steps of a first join (KIP-394), 5 static
@@ -15,11 +16,12 @@ package enum JoinGroupHandler {
             clientID: context.header.clientID ?? "", host: "/\(context.connection.remoteAddress?.ipAddress ?? "unknown")")
         let version = context.version
         context.respond(
-            when: context.coordinate(group: request.groupID, .joinGroup(request, client, traits)).map { response in
-                guard case .joinGroup(var answer) = response else { return context.mismatch(response) }
+            when: context.coordinate(group: request.groupID, .joinGroup(request, client, traits)).map {
+                response -> JoinGroupResponse in
+                guard case .joinGroup(var answer) = response else { return response.mismatch() }
                 // Null needs version 7.
                 if version < 7, answer.protocolName == nil { answer.protocolName = "" }
                 return answer
-            } as EventLoopFuture<JoinGroupResponse>)
+            })
     }
 }

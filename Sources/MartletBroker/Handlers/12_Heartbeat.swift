@@ -8,7 +8,7 @@ package enum HeartbeatHandler {
         context.respond(
             when: context.coordinate(group: request.groupID, .heartbeat(request)).map {
                 response -> HeartbeatResponse in
-                guard case .heartbeat(let answer) = response else { return context.mismatch(response) }
+                guard case .heartbeat(let answer) = response else { return response.mismatch() }
                 return answer
             })
     }

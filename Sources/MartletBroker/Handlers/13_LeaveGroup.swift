@@ -17,7 +17,7 @@ package enum LeaveGroupHandler {
         context.respond(
             when: context.coordinate(group: request.groupID, .leaveGroup(batched)).map {
                 response -> LeaveGroupResponse in
-                guard case .leaveGroup(var answer) = response else { return context.mismatch(response) }
+                guard case .leaveGroup(var answer) = response else { return response.mismatch() }
                 if isSingle {
                     if answer.errorCode == 0 { answer.errorCode = answer.members.first?.errorCode ?? 0 }
                     answer.members = []

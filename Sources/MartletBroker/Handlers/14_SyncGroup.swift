@@ -8,7 +8,7 @@ package enum SyncGroupHandler {
         context.respond(
             when: context.coordinate(group: request.groupID, .syncGroup(request)).map {
                 response -> SyncGroupResponse in
-                guard case .syncGroup(let answer) = response else { return context.mismatch(response) }
+                guard case .syncGroup(let answer) = response else { return response.mismatch() }
                 return answer
             })
     }

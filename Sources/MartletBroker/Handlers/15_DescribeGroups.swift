@@ -15,7 +15,7 @@ package enum DescribeGroupsHandler {
         let futures = shards.map { shard in
             context.coordinate(shard.key, .describeGroups(shard.groups)).map {
                 response -> [DescribeGroupsResponse.DescribedGroup] in
-                guard case .describeGroups(let groups) = response else { return context.mismatch(response) }
+                guard case .describeGroups(let groups) = response else { return response.mismatch() }
                 return groups
             }
         }

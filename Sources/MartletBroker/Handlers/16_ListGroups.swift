@@ -7,7 +7,7 @@ package enum ListGroupsHandler {
     package static func handle(_ request: ListGroupsRequest, _ context: RequestContext) {
         let futures = context.allGroupShards.map { key in
             context.coordinate(key, .listGroups(request)).map { response -> ListGroupsResponse in
-                guard case .listGroups(let answer) = response else { return context.mismatch(response) }
+                guard case .listGroups(let answer) = response else { return response.mismatch() }
                 return answer
             }
         }

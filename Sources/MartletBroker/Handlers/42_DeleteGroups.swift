@@ -9,7 +9,7 @@ package enum DeleteGroupsHandler {
         let futures = context.groupsByShard(request.groupsNames).map { shard in
             context.coordinate(shard.key, .deleteGroups(shard.groups)).map {
                 response -> [DeleteGroupsResponse.DeletableGroupResult] in
-                guard case .deleteGroups(let results) = response else { return context.mismatch(response) }
+                guard case .deleteGroups(let results) = response else { return response.mismatch() }
                 return results
             }
         }

@@ -17,7 +17,7 @@ package enum OffsetDeleteHandler {
         context.respond(
             when: context.coordinate(group: request.groupID, .offsetDelete(known)).map {
                 response -> OffsetDeleteResponse in
-                guard case .offsetDelete(var answer) = response else { return context.mismatch(response) }
+                guard case .offsetDelete(var answer) = response else { return response.mismatch() }
                 guard answer.errorCode == 0 else { return answer }
                 answer.topics = merged(request, answer.topics)
                 return answer
