@@ -133,4 +133,35 @@ import Testing
         }
         #expect(inFrame)
     }
+
+    @Test(arguments: [4, 11, 12, 18] as [Int16])
+    func `records sent beside the message join to the same bytes`(_ version: Int16) throws {
+        let records = [ByteBuffer(repeating: 7, count: 300), ByteBuffer(), ByteBuffer(repeating: 9, count: 5)]
+        var topic = FetchResponse.FetchableTopicResponse()
+        if version <= 12 { topic.topic = "orders" }
+        topic.partitions = records.map { bytes in
+            var partition = FetchResponse.PartitionData()
+            partition.records = bytes
+            return partition
+        }
+        var response = FetchResponse()
+        response.responses = [topic]
+        var inline = ProtocolWriter()
+        try response.encode(into: &inline, version: version)
+
+        var outside = ProtocolWriter()
+        outside.externalRecordByteCounts = records.map(\.readableBytes)
+        try response.encode(into: &outside, version: version)
+        #expect(outside.externalRecordPositions.count == 3)
+        var joined = ByteBuffer()
+        var position = 0
+        for (place, bytes) in zip(outside.externalRecordPositions, records) {
+            joined.writeImmutableBuffer(try #require(outside.buffer.getSlice(at: position, length: place - position)))
+            joined.writeImmutableBuffer(bytes)
+            position = place
+        }
+        let rest = outside.buffer.writerIndex - position
+        joined.writeImmutableBuffer(try #require(outside.buffer.getSlice(at: position, length: rest)))
+        #expect(joined == inline.buffer)
+    }
 }
