@@ -25,7 +25,7 @@ private typealias Join = ShardHarness.Join
         let harness = ShardHarness()
         _ = harness.commit("g", [("t", 0, 5)], metadata: "ünï ✓")
         for shard in [harness, harness.successor()] {
-            guard case .offsetFetch(let response)? = shard.responses[shard.fetch("g")] else {
+            guard case .offsetFetch(let response)? = shard.response(to: shard.fetch("g")) else {
                 Issue.record("no answer")
                 return
             }
@@ -114,7 +114,7 @@ private typealias Join = ShardHarness.Join
             partition.partitionIndex = 0
             entry.partitions = [partition]
             request.topics = [entry]
-            guard case .offsetDelete(let response)? = harness.responses[harness.send(.offsetDelete(request))] else {
+            guard case .offsetDelete(let response)? = harness.ask(.offsetDelete(request)) else {
                 return (.unknownServerError, nil)
             }
             return (
@@ -171,7 +171,7 @@ private typealias Join = ShardHarness.Join
             var request = ListGroupsRequest()
             request.statesFilter = states
             request.typesFilter = types
-            guard case .listGroups(let response)? = harness.responses[harness.send(.listGroups(request))] else { return [] }
+            guard case .listGroups(let response)? = harness.ask(.listGroups(request)) else { return [] }
             return response.groups.map { "\($0.groupID)/\($0.groupState)/\($0.protocolType)/\($0.groupType)" }
         }
         #expect(list() == ["a/Empty//classic", "b/Stable/consumer/classic"])
@@ -183,7 +183,7 @@ private typealias Join = ShardHarness.Join
     @Test func `a stable group shows strategy, subscriptions and assignments`() throws {
         let harness = ShardHarness()
         let (members, _) = harness.stableGroup("g", members: 2)
-        guard case .describeGroups(let groups)? = harness.responses[harness.send(.describeGroups(["g", "none"]))] else {
+        guard case .describeGroups(let groups)? = harness.ask(.describeGroups(["g", "none"])) else {
             Issue.record("no answer")
             return
         }
@@ -201,7 +201,7 @@ private typealias Join = ShardHarness.Join
         let (members, generation) = harness.stableGroup("g", members: 1)
         _ = harness.commit("g", [("t", 0, 1)], member: members[0], generation: generation)
         func delete(_ ids: [String]) -> [ErrorCode] {
-            guard case .deleteGroups(let results)? = harness.responses[harness.send(.deleteGroups(ids))] else { return [] }
+            guard case .deleteGroups(let results)? = harness.ask(.deleteGroups(ids)) else { return [] }
             return results.map { ErrorCode(rawValue: $0.errorCode) }
         }
         #expect(delete(["g", "none", ""]) == [.nonEmptyGroup, .groupIDNotFound, .invalidGroupID])

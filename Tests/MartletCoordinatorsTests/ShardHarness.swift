@@ -93,6 +93,16 @@ final class ShardHarness {
         return id
     }
 
+    func response(to id: RequestID) -> GroupResponse? { responses[id] }
+
+    /// Sends and returns the answer, if it came at once.
+    func ask(_ request: GroupRequest) -> GroupResponse? {
+        let id = send(request)
+        return responses[id]
+    }
+
+    var unansweredCount: Int { Int(nextRequest) - 1 - responses.count }
+
     func durableState() -> GroupCoordinatorShard.DurableState { shard.durableState() }
     func summary(_ group: String) -> GroupCoordinatorShard.GroupSummary? { shard.summary(group: group) }
     var groupCount: Int { shard.groupCount }
