@@ -108,7 +108,7 @@ let package = Package(
                 "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletTransport",
                 nioCore, nioPosix, logging, lifecycle, deque, orderedCollections,
             ],
-            swiftSettings: house),
+            exclude: ["README.md"], swiftSettings: house),
 
         // L5: consumers of the log.
         .target(
