@@ -118,7 +118,9 @@ package struct ProtocolReader: Sendable {
 
     package mutating func integers<T: FixedWidthInteger>(_ flexible: Bool) throws(DecodeError) -> [T] {
         let position = self.position
-        guard let values: [T] = try nullableIntegers(flexible) else { throw .nullNotAllowed(position: position) }
+        guard let values: [T] = try nullableIntegers(flexible) else {
+            throw .nullNotAllowed(position: position)
+        }
         return values
     }
 
@@ -127,7 +129,7 @@ package struct ProtocolReader: Sendable {
     ) throws(DecodeError) -> [T]? {
         guard let count = try count(flexible, atLeast: MemoryLayout<T>.size) else { return nil }
         var values: [T] = []
-        values.reserveCapacity(count)
+        reserve(count, in: &values)
         for _ in 0..<count { values.append(try integer()) }
         return values
     }
@@ -141,7 +143,7 @@ package struct ProtocolReader: Sendable {
     package mutating func nullableUUIDs(_ flexible: Bool) throws(DecodeError) -> [UniversalID]? {
         guard let count = try count(flexible, atLeast: 16) else { return nil }
         var values: [UniversalID] = []
-        values.reserveCapacity(count)
+        reserve(count, in: &values)
         for _ in 0..<count { values.append(try uuid()) }
         return values
     }
@@ -155,7 +157,7 @@ package struct ProtocolReader: Sendable {
     package mutating func nullableStrings(_ flexible: Bool) throws(DecodeError) -> [String]? {
         guard let count = try count(flexible, atLeast: flexible ? 1 : 2) else { return nil }
         var values: [String] = []
-        values.reserveCapacity(count)
+        reserve(count, in: &values)
         for _ in 0..<count { values.append(try string(flexible)) }
         return values
     }
@@ -176,7 +178,7 @@ package struct ProtocolReader: Sendable {
     ) throws(DecodeError) -> [T]? {
         guard let count = try count(flexible, atLeast: size) else { return nil }
         var values: [T] = []
-        values.reserveCapacity(count)
+        reserve(count, in: &values)
         for _ in 0..<count { values.append(try T(reading: &self, version: version)) }
         return values
     }
@@ -196,6 +198,12 @@ package struct ProtocolReader: Sendable {
             throw .lengthBeyondFrame(position: position, length: count, available: remaining)
         }
         return count
+    }
+
+    /// Reserves room for `count` elements, but never more memory than there are bytes left: a short frame of
+    /// tiny elements grows its array as they really come.
+    private func reserve<T>(_ count: Int, in values: inout [T]) {
+        values.reserveCapacity(min(count, remaining / max(1, MemoryLayout<T>.stride)))
     }
 
     // MARK: Tagged fields (KIP-482)

@@ -78,7 +78,8 @@ package struct ProtocolWriter: Sendable {
             try bytes(value, flexible)
             return
         }
-        precondition(externalRecordPositions.count < counts.count, "more records fields than external records")
+        precondition(
+            externalRecordPositions.count < counts.count, "more records fields than external records")
         try length(counts[externalRecordPositions.count], flexible)
         externalRecordPositions.append(buffer.writerIndex)
     }

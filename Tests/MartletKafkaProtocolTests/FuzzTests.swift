@@ -32,7 +32,8 @@ import Testing
     @Test func `huge lengths and counts at any place reserve nothing`() throws {
         let before = try peakKiB()
         let attacks: [[UInt8]] = [
-            [0x7f, 0xff, 0xff, 0xff], [0x7f, 0xff], [0xff, 0xff, 0xff, 0xff, 0x0f], [0xff, 0xff, 0xff, 0xff, 0x7f],
+            [0x7f, 0xff, 0xff, 0xff], [0x7f, 0xff], [0xff, 0xff, 0xff, 0xff, 0x0f],
+            [0xff, 0xff, 0xff, 0xff, 0x7f],
             [0xff, 0xff, 0xff, 0xff], [0x80, 0, 0, 0], [0x00, 0x0f, 0xff, 0xff],
         ]
         try forAllRequests { key, version, bytes in
@@ -55,7 +56,9 @@ import Testing
             for version in try #require(key.versions) {
                 for _ in 0..<30 {
                     let count = Int(randomness.next() % 120)
-                    let bytes = (0..<count).map { _ in UInt8(truncatingIfNeeded: randomness.next() & randomness.next()) }
+                    let bytes = (0..<count).map { _ in
+                        UInt8(truncatingIfNeeded: randomness.next() & randomness.next())
+                    }
                     decode(key, version, bytes[...])
                 }
             }

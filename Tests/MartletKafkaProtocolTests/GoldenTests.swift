@@ -45,7 +45,8 @@ struct GoldenFile: CustomTestStringConvertible {
         }
     }
 
-    static let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+    static let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+        .deletingLastPathComponent()
         .deletingLastPathComponent().appendingPathComponent("Protocol/Golden")
 
     static func all() throws -> [GoldenFile] {
@@ -97,7 +98,8 @@ struct GoldenFile: CustomTestStringConvertible {
         }
         // What the file does not name must be at a default.
         let defaults: Set<String> = [
-            "0", "-1", "\"\"", "null", "[]", "false", "true", "bytes(0)", "0.0", "\(Int32.max)", "\(Int32.min)",
+            "0", "-1", "\"\"", "null", "[]", "false", "true", "bytes(0)", "0.0", "\(Int32.max)",
+            "\(Int32.min)",
             "\(Int64.max)", "uuid(00000000000000000000000000000000)",
         ]
         for (path, value) in found where !defaults.contains(value) {
@@ -113,13 +115,15 @@ struct GoldenFile: CustomTestStringConvertible {
     @Test func `every version of what clients use all the time has golden bytes`() throws {
         let files = try GoldenFile.all()
         let covered = Set(files.map { "\($0.message) \($0.version)" })
-        for key in [.produce, .fetch, .listOffsets, .metadata, .offsetCommit, .offsetFetch, .findCoordinator,
+        for key in [
+            .produce, .fetch, .listOffsets, .metadata, .offsetCommit, .offsetFetch, .findCoordinator,
             .joinGroup, .heartbeat, .leaveGroup, .syncGroup, .apiVersions, .createTopics, .deleteTopics,
-            .initProducerID] as [APIKey]
-        {
+            .initProducerID,
+        ] as [APIKey] {
             for version in try #require(key.versions) {
                 for kind in ["Request", "Response"] {
-                    #expect(covered.contains("\(key.name)\(kind) \(version)"), "\(key.name)\(kind) \(version)")
+                    #expect(
+                        covered.contains("\(key.name)\(kind) \(version)"), "\(key.name)\(kind) \(version)")
                 }
             }
         }
@@ -148,10 +152,16 @@ private func flatten(_ value: Any, _ path: String, _ leaves: inout [String: Stri
     case _:
         let mirror = Mirror(reflecting: value)
         if mirror.displayStyle == .optional {
-            if let wrapped = mirror.children.first { flatten(wrapped.value, path, &leaves) } else { leaves[path] = "null" }
+            if let wrapped = mirror.children.first {
+                flatten(wrapped.value, path, &leaves)
+            } else {
+                leaves[path] = "null"
+            }
         } else if mirror.displayStyle == .collection {
             if mirror.children.isEmpty { leaves[path] = "[]" }
-            for (index, child) in mirror.children.enumerated() { flatten(child.value, "\(path)[\(index)]", &leaves) }
+            for (index, child) in mirror.children.enumerated() {
+                flatten(child.value, "\(path)[\(index)]", &leaves)
+            }
         } else {
             leaves[path] = "?\(value)"
         }

@@ -6,10 +6,11 @@ import Testing
 private func reader(_ bytes: [UInt8]) -> ProtocolReader { ProtocolReader(ByteBuffer(bytes: bytes)) }
 
 @Suite struct PrimitiveTests {
-    @Test(arguments: [
-        (0, [0]), (1, [1]), (127, [0x7f]), (128, [0x80, 1]), (300, [0xac, 2]), (16_383, [0xff, 0x7f]),
-        (16_384, [0x80, 0x80, 1]), (UInt32.max, [0xff, 0xff, 0xff, 0xff, 0x0f]),
-    ] as [(UInt32, [UInt8])])
+    @Test(
+        arguments: [
+            (0, [0]), (1, [1]), (127, [0x7f]), (128, [0x80, 1]), (300, [0xac, 2]), (16_383, [0xff, 0x7f]),
+            (16_384, [0x80, 0x80, 1]), (UInt32.max, [0xff, 0xff, 0xff, 0xff, 0x0f]),
+        ] as [(UInt32, [UInt8])])
     func `unsigned varints have the bytes of the specification`(_ value: UInt32, _ bytes: [UInt8]) throws {
         var w = ProtocolWriter()
         w.unsignedVarint(value)
@@ -19,11 +20,12 @@ private func reader(_ bytes: [UInt8]) -> ProtocolReader { ProtocolReader(ByteBuf
         #expect(r.remaining == 0)
     }
 
-    @Test(arguments: [
-        (0, [0]), (-1, [1]), (1, [2]), (-2, [3]), (63, [0x7e]), (-64, [0x7f]), (64, [0x80, 1]),
-        (Int64.max, [0xfe] + Array(repeating: 0xff, count: 8) + [1]),
-        (Int64.min, Array(repeating: 0xff, count: 9) + [1]),
-    ] as [(Int64, [UInt8])])
+    @Test(
+        arguments: [
+            (0, [0]), (-1, [1]), (1, [2]), (-2, [3]), (63, [0x7e]), (-64, [0x7f]), (64, [0x80, 1]),
+            (Int64.max, [0xfe] + Array(repeating: 0xff, count: 8) + [1]),
+            (Int64.min, Array(repeating: 0xff, count: 9) + [1]),
+        ] as [(Int64, [UInt8])])
     func `signed varints are zig-zag`(_ value: Int64, _ bytes: [UInt8]) throws {
         var w = ProtocolWriter()
         w.varlong(value)
@@ -140,7 +142,8 @@ private func reader(_ bytes: [UInt8]) -> ProtocolReader { ProtocolReader(ByteBuf
     @Test func `a request header of a flexible version has tagged fields and a classic client id`() throws {
         let frame = try FetchRequest().frame(version: 12, correlationID: 7, clientID: "ab")
         let bytes = Array(frame.readableBytesView)
-        #expect(Int(bytes[0]) << 24 | Int(bytes[1]) << 16 | Int(bytes[2]) << 8 | Int(bytes[3]) == bytes.count - 4)
+        #expect(
+            Int(bytes[0]) << 24 | Int(bytes[1]) << 16 | Int(bytes[2]) << 8 | Int(bytes[3]) == bytes.count - 4)
         #expect(Array(bytes[4..<17]) == [0, 1, 0, 12, 0, 0, 0, 7, 0, 2, 0x61, 0x62, 0])
         var r = ProtocolReader(ByteBuffer(bytes: bytes[4...]))
         let header = try RequestHeader(reading: &r)
@@ -151,7 +154,10 @@ private func reader(_ bytes: [UInt8]) -> ProtocolReader { ProtocolReader(ByteBuf
 
     @Test func `a request header of a classic version has none`() throws {
         let frame = try FetchRequest().frame(version: 11, correlationID: 7, clientID: nil)
-        #expect(Array(frame.readableBytesView[4..<18]) == [0, 1, 0, 11, 0, 0, 0, 7, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])
+        #expect(
+            Array(frame.readableBytesView[4..<18]) == [
+                0, 1, 0, 11, 0, 0, 0, 7, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+            ])
     }
 
     @Test func `the header of an unknown version or key can be read`() throws {
@@ -211,7 +217,9 @@ private func reader(_ bytes: [UInt8]) -> ProtocolReader { ProtocolReader(ByteBuf
         topic.name = "foo"
         topic.topicID = UniversalID(high: 0x0102_0304_0506_0708, low: 0x090a_0b0c_0d0e_0f10)
         // Frame version 1, type 2, version 0, compact name, id, no tagged fields: worked by hand (KIP-631).
-        let bytes: [UInt8] = [1, 2, 0, 4, 0x66, 0x6f, 0x6f, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0]
+        let bytes: [UInt8] = [
+            1, 2, 0, 4, 0x66, 0x6f, 0x6f, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0,
+        ]
         #expect(Array(try MetadataRecord.topic(topic).encoded().readableBytesView) == bytes)
         #expect(try MetadataRecord(reading: ByteBuffer(bytes: bytes)) == .topic(topic))
     }
@@ -220,7 +228,9 @@ private func reader(_ bytes: [UInt8]) -> ProtocolReader { ProtocolReader(ByteBuf
         func read(_ bytes: [UInt8]) throws { _ = try MetadataRecord(reading: ByteBuffer(bytes: bytes)) }
         #expect(throws: DecodeError.unsupportedFrameVersion(2)) { try read([2, 2, 0]) }
         #expect(throws: DecodeError.unknownRecordType(199)) { try read([1, 0xc7, 1, 0]) }
-        #expect(throws: DecodeError.unsupportedVersion(message: "NoOpRecord", version: 1)) { try read([1, 20, 1, 0]) }
+        #expect(throws: DecodeError.unsupportedVersion(message: "NoOpRecord", version: 1)) {
+            try read([1, 20, 1, 0])
+        }
         #expect(throws: DecodeError.trailingBytes(position: 4, count: 1)) { try read([1, 20, 0, 0, 9]) }
     }
 }
@@ -232,7 +242,9 @@ private func reader(_ bytes: [UInt8]) -> ProtocolReader { ProtocolReader(ByteBuf
         #expect(ErrorCode.offsetOutOfRange.name == "OFFSET_OUT_OF_RANGE")
         #expect(ErrorCode.notLeaderOrFollower.isRetriable && !ErrorCode.invalidRecord.isRetriable)
         #expect(ErrorCode(rawValue: 9999).name == "ERROR_9999" && !ErrorCode(rawValue: 9999).isRetriable)
-        for code in ErrorCode.all where code != ErrorCode.none { #expect(!code.text.isEmpty && !code.remedy.isEmpty) }
+        for code in ErrorCode.all where code != ErrorCode.none {
+            #expect(!code.text.isEmpty && !code.remedy.isEmpty)
+        }
         #expect(Set(ErrorCode.all.map(\.name)).count == 138)
     }
 }

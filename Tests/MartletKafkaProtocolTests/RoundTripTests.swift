@@ -14,7 +14,9 @@ import Testing
         }
     }
 
-    private func roundTrip<T: RandomMessage & KafkaMessage>(_ type: T.Type, _ version: Int16, seed: UInt64) throws {
+    private func roundTrip<T: RandomMessage & KafkaMessage>(_ type: T.Type, _ version: Int16, seed: UInt64)
+        throws
+    {
         var randomness = Randomness(seed: seed &+ UInt64(version))
         let message = T.random(&randomness, version)
         var w = ProtocolWriter()
@@ -53,7 +55,9 @@ import Testing
 
     @Test func `a version outside the schema is refused both ways`() throws {
         for type in randomMessageTypes {
-            for version in [type.versions.lowerBound - 1, type.versions.upperBound + 1] { outside(type, version) }
+            for version in [type.versions.lowerBound - 1, type.versions.upperBound + 1] {
+                outside(type, version)
+            }
         }
     }
 
@@ -106,7 +110,8 @@ import Testing
         var w = ProtocolWriter()
         try request.encode(into: &w, version: 4)
         request.forgottenTopicsData = [.init()]  // from version 7, not ignorable
-        #expect(throws: EncodeError.fieldNotInVersion(field: "FetchRequest.forgottenTopicsData", version: 4)) {
+        #expect(throws: EncodeError.fieldNotInVersion(field: "FetchRequest.forgottenTopicsData", version: 4))
+        {
             var w = ProtocolWriter()
             try request.encode(into: &w, version: 4)
         }
@@ -128,7 +133,8 @@ import Testing
         #expect(records.storageCapacity == w.buffer.storageCapacity || records.storageCapacity >= 100_000)
         let inFrame = w.buffer.withUnsafeReadableBytes { frame in
             records.withUnsafeReadableBytes { slice in
-                slice.baseAddress! >= frame.baseAddress! && slice.baseAddress! < frame.baseAddress! + frame.count
+                slice.baseAddress! >= frame.baseAddress!
+                    && slice.baseAddress! < frame.baseAddress! + frame.count
             }
         }
         #expect(inFrame)
@@ -136,7 +142,9 @@ import Testing
 
     @Test(arguments: [4, 11, 12, 18] as [Int16])
     func `records sent beside the message join to the same bytes`(_ version: Int16) throws {
-        let records = [ByteBuffer(repeating: 7, count: 300), ByteBuffer(), ByteBuffer(repeating: 9, count: 5)]
+        let records = [
+            ByteBuffer(repeating: 7, count: 300), ByteBuffer(), ByteBuffer(repeating: 9, count: 5),
+        ]
         var topic = FetchResponse.FetchableTopicResponse()
         if version <= 12 { topic.topic = "orders" }
         topic.partitions = records.map { bytes in
@@ -156,7 +164,8 @@ import Testing
         var joined = ByteBuffer()
         var position = 0
         for (place, bytes) in zip(outside.externalRecordPositions, records) {
-            joined.writeImmutableBuffer(try #require(outside.buffer.getSlice(at: position, length: place - position)))
+            joined.writeImmutableBuffer(
+                try #require(outside.buffer.getSlice(at: position, length: place - position)))
             joined.writeImmutableBuffer(bytes)
             position = place
         }

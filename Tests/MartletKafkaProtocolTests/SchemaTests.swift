@@ -46,7 +46,8 @@ private func changed(_ part: String, _ other: String) throws -> [Message] {
         #expect(message.flexible == 3 && message.since.first?.text == "flexible")
         #expect(message.fields.map(\.name) == ["Name", "Rack", "Count", "Ids", "Extra", "Parts"])
         #expect(message.fields[0].note == "a note over two lines and behind")
-        #expect(message.fields[1].nullable == VersionRange(2, .max) && message.fields[1].defaultValue == .null)
+        #expect(
+            message.fields[1].nullable == VersionRange(2, .max) && message.fields[1].defaultValue == .null)
         #expect(message.fields[1].ignorable && message.fields[2].defaultValue == .literal("-1"))
         #expect(message.fields[4].tag == 0 && message.fields[5].type == .array(.structure("Part")))
         #expect(message.structures.map(\.name) == ["Part", "Place"])
@@ -81,7 +82,9 @@ private func changed(_ part: String, _ other: String) throws -> [Message] {
     }
 
     @Test func `a schema that ends too early is refused`() throws {
-        #expect(throws: SchemaError.self) { try parse("request ThingRequest {\n about x\n versions 1\n flexible none\n\n A int8") }
+        #expect(throws: SchemaError.self) {
+            try parse("request ThingRequest {\n about x\n versions 1\n flexible none\n\n A int8")
+        }
     }
 
     @Test func `names become Swift names`() {
@@ -101,7 +104,10 @@ private func changed(_ part: String, _ other: String) throws -> [Message] {
     @Test func `error codes must follow without gaps`() throws {
         let good = "-1 | A_B | final | text | remedy\n0 | NONE | retriable | text |\n"
         #expect(try ErrorTable.parse(file: "Errors", text: good).map(\.name) == ["A_B", "NONE"])
-        for bad in ["0 | A | final | t\n", "0 | A | maybe | t | r\n", "0 | A | final | t |\n2 | B | final | t |\n", "0 | A | final | |\n"] {
+        for bad in [
+            "0 | A | final | t\n", "0 | A | maybe | t | r\n", "0 | A | final | t |\n2 | B | final | t |\n",
+            "0 | A | final | |\n",
+        ] {
             #expect(throws: SchemaError.self) { try ErrorTable.parse(file: "Errors", text: bad) }
         }
     }
@@ -155,7 +161,8 @@ private func changed(_ part: String, _ other: String) throws -> [Message] {
 
     @Test func `moving a field is refused`() throws {
         let moved = try changed(
-            "Count    int32  default -1\n    Ids      []uuid  3+", "Ids      []uuid  3+\n    Count    int32  default -1")
+            "Count    int32  default -1\n    Ids      []uuid  3+",
+            "Ids      []uuid  3+\n    Count    int32  default -1")
         #expect(!EvolutionCheck.problems(from: try parse(sample), to: moved).isEmpty)
     }
 

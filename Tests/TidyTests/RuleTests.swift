@@ -55,7 +55,8 @@ import Testing
     }
 
     @Test func `words that only look banned pass`() {
-        let text = "var entry: Entry?\nlet tasks = TaskGroup<Void>.self\nlet retry = 1\nawait withTaskGroup { }\nself.sleepTask = x"
+        let text =
+            "var entry: Entry?\nlet tasks = TaskGroup<Void>.self\nlet retry = 1\nawait withTaskGroup { }\nself.sleepTask = x"
         #expect(Rules.words(file(storage, text)) == [])
     }
 
@@ -66,8 +67,10 @@ import Testing
     }
 
     @Test(arguments: [
-        "let now = ContinuousClock().now", "let x = Int.random(in: 0..<3)", "items.shuffled()", "getenv(\"X\")",
-        "let file = fopen(path, mode)", "func f(apiVersion: Int16)", "var g = SystemRandomNumberGenerator()", "print(x)",
+        "let now = ContinuousClock().now", "let x = Int.random(in: 0..<3)", "items.shuffled()",
+        "getenv(\"X\")",
+        "let file = fopen(path, mode)", "func f(apiVersion: Int16)", "var g = SystemRandomNumberGenerator()",
+        "print(x)",
     ])
     func `impure calls are found in cores`(_ text: String) {
         #expect(Rules.corePurity(file(core, text)).count == 1)
@@ -113,14 +116,17 @@ import Testing
     @Test func `claims of safety without a reason are found`() {
         #expect(Rules.safety(file(storage, "final class A: @unchecked Sendable {}")).count == 1)
         #expect(Rules.safety(file(storage, "nonisolated(unsafe) var x = 1")).count == 1)
-        let good = "/// Doc.\n// SAFETY: confined to the loop of the partition.\nfinal class A: @unchecked Sendable {}"
+        let good =
+            "/// Doc.\n// SAFETY: confined to the loop of the partition.\nfinal class A: @unchecked Sendable {}"
         #expect(Rules.safety(file(storage, good)) == [])
     }
 
     @Test func `raw pointers outside their targets or without a reason are found`() {
         #expect(Rules.safety(file(core, "func f(_ p: UnsafeRawPointer) {}")).count == 1)
         #expect(Rules.safety(file(storage, "func f(_ p: UnsafeRawPointer) {}")).count == 1)
-        #expect(Rules.safety(file(storage, "// SAFETY: p outlives the call.\nfunc f(_ p: UnsafeRawPointer) {}")) == [])
+        #expect(
+            Rules.safety(file(storage, "// SAFETY: p outlives the call.\nfunc f(_ p: UnsafeRawPointer) {}"))
+                == [])
         let far = "// SAFETY: x\n" + String(repeating: "\n", count: 30) + "let y = unsafe z()"
         #expect(Rules.safety(file("Sources/MartletClient/A.swift", far)).count == 1)
     }
@@ -151,7 +157,8 @@ import Testing
     }
 
     @Test func `links that lead nowhere are found`() {
-        let text = "[a](B.md) [b](../C.md#part) [c](https://x.y) [d](#here)\n```\n[e](nowhere)\n```\n[f](gone.md)"
+        let text =
+            "[a](B.md) [b](../C.md#part) [c](https://x.y) [d](#here)\n```\n[e](nowhere)\n```\n[f](gone.md)"
         let found = Rules.links("Folder/A.md", text) { ["Folder/B.md", "C.md"].contains($0) }
         #expect(found.map(\.text) == ["link to gone.md leads nowhere"])
     }
@@ -159,6 +166,7 @@ import Testing
     @Test func `handlers without a schema are found`() {
         let schemas: Set<String> = ["01_Fetch"]
         #expect(Rules.handlerName("Sources/MartletBroker/Handlers/01_Fetch.swift", schemas: schemas) == [])
-        #expect(Rules.handlerName("Sources/MartletBroker/Handlers/02_Fetch.swift", schemas: schemas).count == 1)
+        #expect(
+            Rules.handlerName("Sources/MartletBroker/Handlers/02_Fetch.swift", schemas: schemas).count == 1)
     }
 }

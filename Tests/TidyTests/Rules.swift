@@ -20,7 +20,8 @@ enum Rules {
         let collections: Set<String> = ["DequeModule", "OrderedCollections", "HashTreeCollections"]
         let nio: Set<String> = ["NIOCore", "NIOPosix"]
         let cli: Set<String> = [
-            "ArgumentParser", "Logging", "ServiceLifecycle", "UnixSignals", "CMartletPlatform", "MartletLogModel",
+            "ArgumentParser", "Logging", "ServiceLifecycle", "UnixSignals", "CMartletPlatform",
+            "MartletLogModel",
         ]
         return [
             // L0
@@ -49,7 +50,8 @@ enum Rules {
                 "CMartletPlatform", "Logging", "ServiceLifecycle",
             ]),
             "MartletClient": system.union(collections).union(nio).union([
-                "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletTransport", "Logging",
+                "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletTransport",
+                "Logging",
                 "ServiceLifecycle",
             ]),
             // L5: sees the log through the client alone.
@@ -59,7 +61,8 @@ enum Rules {
             // Tools
             "martletd": system.union(cli).union(["MartletBroker"]),
             "martlet": system.union(cli).union([
-                "MartletRecordBatch", "MartletKafkaProtocol", "MartletStorage", "MartletBroker", "MartletClient",
+                "MartletRecordBatch", "MartletKafkaProtocol", "MartletStorage", "MartletBroker",
+                "MartletClient",
                 "MartletMarketData", "Histogram", "NIOCore",
             ]),
             "protogen/Core": [],
@@ -70,7 +73,8 @@ enum Rules {
             "examples/Produce": ["MartletClient", "MartletLogModel"],
             "examples/Consume": ["MartletClient", "MartletLogModel"],
             "bench": system.union(cli).union([
-                "MartletRecordBatch", "MartletKafkaProtocol", "MartletStorage", "MartletTransport", "MartletBroker",
+                "MartletRecordBatch", "MartletKafkaProtocol", "MartletStorage", "MartletTransport",
+                "MartletBroker",
                 "MartletClient", "MartletMarketData", "CMartletChecksum", "Histogram", "NIOCore", "NIOPosix",
             ]),
         ]
@@ -81,14 +85,21 @@ enum Rules {
     static func imports(_ file: SwiftFile) -> [Violation] {
         if file.isTest { return [] }
         guard let allowed = allowedImports[file.target] else {
-            return [Violation(path: file.path, line: 0, text: "target \(file.target) has no list of allowed imports")]
+            return [
+                Violation(
+                    path: file.path, line: 0, text: "target \(file.target) has no list of allowed imports")
+            ]
         }
         return each(file) { code in
             guard code.mentions("import") else { return nil }
             let words = code.split(separator: " ")
             guard let place = words.firstIndex(of: "import"), place + 1 < words.count else { return nil }
-            let kinds: Set<Substring> = ["struct", "class", "enum", "func", "protocol", "let", "var", "typealias"]
-            let name = kinds.contains(words[place + 1]) && place + 2 < words.count ? words[place + 2] : words[place + 1]
+            let kinds: Set<Substring> = [
+                "struct", "class", "enum", "func", "protocol", "let", "var", "typealias",
+            ]
+            let name =
+                kinds.contains(words[place + 1]) && place + 2 < words.count
+                ? words[place + 2] : words[place + 1]
             let module = String(name.prefix { $0 != "." })
             return allowed.contains(module) ? nil : "\(file.target) may not import \(module)"
         }
@@ -100,7 +111,9 @@ enum Rules {
         let banned: [(String, String)]
         if file.isTest {
             let reason = "tests do not sleep; wait for the event"
-            banned = [("Task.sleep", reason), ("usleep(", reason), ("Thread.sleep", reason), ("sleep(", reason)]
+            banned = [
+                ("Task.sleep", reason), ("usleep(", reason), ("Thread.sleep", reason), ("sleep(", reason),
+            ]
         } else {
             banned = [
                 ("try?", "'try?' hides the error"),
@@ -123,10 +136,28 @@ enum Rules {
     static func corePurity(_ file: SwiftFile) -> [Violation] {
         guard cores.contains(file.target) else { return [] }
         let kinds: [(String, [String])] = [
-            ("clock", ["Date(", "DispatchTime", "ContinuousClock", "SuspendingClock", "clock_gettime", "gettimeofday", "NIODeadline"]),
-            ("randomness", ["SystemRandomNumberGenerator", "arc4random", "UUID(", ".randomElement()", ".shuffled()", ".shuffle()", ".random("]),
+            (
+                "clock",
+                [
+                    "Date(", "DispatchTime", "ContinuousClock", "SuspendingClock", "clock_gettime",
+                    "gettimeofday", "NIODeadline",
+                ]
+            ),
+            (
+                "randomness",
+                [
+                    "SystemRandomNumberGenerator", "arc4random", "UUID(", ".randomElement()", ".shuffled()",
+                    ".shuffle()", ".random(",
+                ]
+            ),
             ("environment", ["getenv", "ProcessInfo", "CommandLine"]),
-            ("file or socket", ["FileManager", "FileHandle", "fopen", "socket(", "ServerBootstrap", "ClientBootstrap", "EventLoop"]),
+            (
+                "file or socket",
+                [
+                    "FileManager", "FileHandle", "fopen", "socket(", "ServerBootstrap", "ClientBootstrap",
+                    "EventLoop",
+                ]
+            ),
             ("output", ["print("]),
             ("apiVersion: the handler brings every version to one meaning first", ["apiVersion"]),
         ]
@@ -148,7 +179,8 @@ enum Rules {
             }
             if let innermost = openSwitches.last, depth == innermost + 1, words.prefix(2) == ["case", "_:"] {
                 violations.append(
-                    Violation(path: file.path, line: index + 1, text: "catch-all over a state; name the cases"))
+                    Violation(
+                        path: file.path, line: index + 1, text: "catch-all over a state; name the cases"))
             }
             let before = depth
             for character in code.utf8 {
@@ -184,27 +216,36 @@ enum Rules {
         if file.isTest { return [] }
         var violations: [Violation] = []
         var usesPointers = false
-        for (index, code) in file.code.enumerated() where code.mentionsPart("nsafe") || code.mentionsPart("@unchecked") {
+        for (index, code) in file.code.enumerated()
+        where code.mentionsPart("nsafe") || code.mentionsPart("@unchecked") {
             let claim = code.mentions("@unchecked Sendable") || code.mentions("nonisolated(unsafe)")
             if claim && !hasReason(file, index, within: 4) {
                 violations.append(
-                    Violation(path: file.path, line: index + 1, text: "needs a '// SAFETY:' line naming the confinement"))
+                    Violation(
+                        path: file.path, line: index + 1,
+                        text: "needs a '// SAFETY:' line naming the confinement"))
             }
             if claim { continue }
             let marked = code.mentions("unsafe") && !code.mentions("unsafe)")
-            let pointer = code.mentionsPart("Unsafe") && (code.mentionsPart("Pointer") || code.mentionsPart("withUnsafe"))
+            let pointer =
+                code.mentionsPart("Unsafe")
+                && (code.mentionsPart("Pointer") || code.mentionsPart("withUnsafe"))
             usesPointers = usesPointers || pointer
             if (marked || pointer) && !pointerTargets.contains(file.target) {
                 violations.append(
                     Violation(path: file.path, line: index + 1, text: "no raw pointers in \(file.target)"))
             } else if marked, !hasReason(file, index, within: safetyDistance) {
                 violations.append(
-                    Violation(path: file.path, line: index + 1, text: "'unsafe' without a '// SAFETY:' line above"))
+                    Violation(
+                        path: file.path, line: index + 1, text: "'unsafe' without a '// SAFETY:' line above"))
             }
         }
-        if usesPointers, pointerTargets.contains(file.target), !file.lines.contains(where: { $0.mentionsPart("SAFETY:") }) {
+        if usesPointers, pointerTargets.contains(file.target),
+            !file.lines.contains(where: { $0.mentionsPart("SAFETY:") })
+        {
             violations.append(
-                Violation(path: file.path, line: 0, text: "raw pointers, but no '// SAFETY:' line in the file"))
+                Violation(
+                    path: file.path, line: 0, text: "raw pointers, but no '// SAFETY:' line in the file"))
         }
         return violations
     }
@@ -220,11 +261,17 @@ enum Rules {
     static func length(_ file: SwiftFile) -> [Violation] {
         let count = file.lines.last == "" ? file.lines.count - 1 : file.lines.count
         return count <= lineLimit
-            ? [] : [Violation(path: file.path, line: count, text: "\(count) lines; past \(lineLimit) a file holds two things")]
+            ? []
+            : [
+                Violation(
+                    path: file.path, line: count,
+                    text: "\(count) lines; past \(lineLimit) a file holds two things")
+            ]
     }
 
     static let topLevel: Set<String> = [
-        ".ci", ".git", ".gitignore", ".swift-format", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE",
+        ".ci", ".git", ".gitignore", ".swift-format", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md",
+        "LICENSE",
         "Package.swift", "Protocol", "README.md", "Sources", "Tests", "Tools",
     ]
 
@@ -236,13 +283,18 @@ enum Rules {
 
     /// File names that say nothing, and placeholders.
     static func fileName(_ path: String) -> [Violation] {
-        guard path.hasSuffix(".swift"), let name = path.split(separator: "/").last?.dropLast(".swift".count) else { return [] }
+        guard path.hasSuffix(".swift"), let name = path.split(separator: "/").last?.dropLast(".swift".count)
+        else { return [] }
         if ["Module", "Placeholder"].contains(String(name)) {
             return [Violation(path: path, line: 0, text: "placeholder")]
         }
-        let empty = ["New", "Old", "Util", "Utils", "Utilities", "Helper", "Helpers", "Manager", "Common", "Misc"]
+        let empty = [
+            "New", "Old", "Util", "Utils", "Utilities", "Helper", "Helpers", "Manager", "Common", "Misc",
+        ]
         let text = String(name)
-        guard let word = empty.first(where: { text == $0 || ($0.count > 3 && text.hasSuffix($0)) }) else { return [] }
+        guard let word = empty.first(where: { text == $0 || ($0.count > 3 && text.hasSuffix($0)) }) else {
+            return []
+        }
         return [Violation(path: path, line: 0, text: "'\(word)' says nothing; name what it holds")]
     }
 
@@ -256,10 +308,13 @@ enum Rules {
                 line.parts(of: folder).contains { place in
                     guard place > 0 else { return true }
                     let before = Array(line.utf8)[place - 1]
-                    return !isWordByte(before) && ![UInt8(ascii: "."), UInt8(ascii: "-"), UInt8(ascii: "/")].contains(before)
+                    return !isWordByte(before)
+                        && ![UInt8(ascii: "."), UInt8(ascii: "-"), UInt8(ascii: "/")].contains(before)
                 }
             }
-            if found { violations.append(Violation(path: path, line: index + 1, text: "path of one machine")) }
+            if found {
+                violations.append(Violation(path: path, line: index + 1, text: "path of one machine"))
+            }
         }
         return violations
     }
@@ -274,14 +329,21 @@ enum Rules {
             if inCode { continue }
             for place in line.parts(of: "](") {
                 let rest = Array(line.utf8)[(place + 2)...]
-                let target = String(decoding: rest.prefix { $0 != UInt8(ascii: ")") && $0 != UInt8(ascii: " ") }, as: UTF8.self)
+                let target = String(
+                    decoding: rest.prefix { $0 != UInt8(ascii: ")") && $0 != UInt8(ascii: " ") },
+                    as: UTF8.self)
                 if target.contains("://") || target.hasPrefix("#") || target.hasPrefix("mailto:") { continue }
                 var parts = folder
                 for part in target.split(separator: "#")[0].split(separator: "/") {
-                    if part == ".." { if !parts.isEmpty { parts.removeLast() } } else if part != "." { parts.append(String(part)) }
+                    if part == ".." {
+                        if !parts.isEmpty { parts.removeLast() }
+                    } else if part != "." {
+                        parts.append(String(part))
+                    }
                 }
                 if !exists(parts.joined(separator: "/")) {
-                    violations.append(Violation(path: path, line: index + 1, text: "link to \(target) leads nowhere"))
+                    violations.append(
+                        Violation(path: path, line: index + 1, text: "link to \(target) leads nowhere"))
                 }
             }
         }
@@ -291,7 +353,8 @@ enum Rules {
     /// `Handlers/01_Fetch.swift` must be called like `Protocol/Messages/01_Fetch`.
     static func handlerName(_ path: String, schemas: Set<String>) -> [Violation] {
         let parts = path.split(separator: "/")
-        guard parts.count > 2, parts[parts.count - 2] == "Handlers", let file = parts.last, file.hasSuffix(".swift"),
+        guard parts.count > 2, parts[parts.count - 2] == "Handlers", let file = parts.last,
+            file.hasSuffix(".swift"),
             file.prefix(2).allSatisfy(\.isNumber)
         else { return [] }
         return schemas.contains(String(file.dropLast(".swift".count)))
@@ -301,7 +364,9 @@ enum Rules {
     private static func each(_ file: SwiftFile, _ check: (String) -> String?) -> [Violation] {
         var violations: [Violation] = []
         for (index, code) in file.code.enumerated() {
-            if let text = check(code) { violations.append(Violation(path: file.path, line: index + 1, text: text)) }
+            if let text = check(code) {
+                violations.append(Violation(path: file.path, line: index + 1, text: text))
+            }
         }
         return violations
     }
@@ -336,7 +401,9 @@ extension StringProtocol {
         var found: [Int] = []
         var index = 0
         while index <= bytes.count - needle.count {
-            if bytes[index] == first && bytes[index..<index + needle.count].elementsEqual(needle) { found.append(index) }
+            if bytes[index] == first && bytes[index..<index + needle.count].elementsEqual(needle) {
+                found.append(index)
+            }
             index += 1
         }
         return found
@@ -354,7 +421,8 @@ extension StringProtocol {
         return places.contains { place in
             let end = place + needle.count
             let freeBefore = !isWordByte(needle[0]) || place == 0 || !isWordByte(bytes[place - 1])
-            let freeBehind = !isWordByte(needle[needle.count - 1]) || end == bytes.count || !isWordByte(bytes[end])
+            let freeBehind =
+                !isWordByte(needle[needle.count - 1]) || end == bytes.count || !isWordByte(bytes[end])
             return freeBefore && freeBehind
         }
     }

@@ -32,12 +32,18 @@ struct SwiftFile {
     /// whole tree goes through it in a debug build.
     static func codeOnly(_ text: String) -> [String] {
         enum State: Equatable {
-            case code, lineComment, blockComment(Int), rawIdentifier
+            case code, lineComment
+            case blockComment(Int)
+            case rawIdentifier
             case string(hashes: Int, multiline: Bool)
         }
         let bytes = Array(text.utf8)
-        let newline = UInt8(ascii: "\n"), slash = UInt8(ascii: "/"), star = UInt8(ascii: "*")
-        let quote = UInt8(ascii: "\""), hash = UInt8(ascii: "#"), backslash = UInt8(ascii: "\\")
+        let newline = UInt8(ascii: "\n")
+        let slash = UInt8(ascii: "/")
+        let star = UInt8(ascii: "*")
+        let quote = UInt8(ascii: "\"")
+        let hash = UInt8(ascii: "#")
+        let backslash = UInt8(ascii: "\\")
         let backquote = UInt8(ascii: "`")
         func byte(_ index: Int) -> UInt8 { index < bytes.count ? bytes[index] : 0 }
         var result: [String] = []
@@ -94,7 +100,8 @@ struct SwiftFile {
                     index += 1
                 } else if character == quote {
                     let quotes = multiline ? 3 : 1
-                    let closes = (0..<quotes).allSatisfy { byte(index + $0) == quote }
+                    let closes =
+                        (0..<quotes).allSatisfy { byte(index + $0) == quote }
                         && (0..<hashes).allSatisfy { byte(index + quotes + $0) == hash }
                     if closes {
                         index += quotes + hashes - 1
@@ -116,7 +123,8 @@ enum Repository {
 
     /// Entries that builds and editors leave behind; the same as in `.gitignore`.
     static func isIgnored(_ name: String) -> Bool {
-        [".git", ".swiftpm", ".vscode", ".venv", "Package.resolved", "__pycache__", ".DS_Store"].contains(name)
+        [".git", ".swiftpm", ".vscode", ".venv", "Package.resolved", "__pycache__", ".DS_Store"].contains(
+            name)
             || name.hasPrefix(".build") || name.hasSuffix(".xcodeproj") || name.hasSuffix(".pyc")
     }
 
@@ -132,7 +140,8 @@ enum Repository {
                 if isIgnored(name) { continue }
                 let path = folder.isEmpty ? name : folder + "/" + name
                 var isDirectory: ObjCBool = false
-                guard FileManager.default.fileExists(atPath: root + "/" + path, isDirectory: &isDirectory) else {
+                guard FileManager.default.fileExists(atPath: root + "/" + path, isDirectory: &isDirectory)
+                else {
                     continue
                 }
                 if isDirectory.boolValue { try visit(path) } else { found.append(path) }
@@ -152,8 +161,9 @@ enum Repository {
     static func swiftFiles() throws -> [SwiftFile] { try handwritten.get() }
 
     private static let handwritten = Result {
-        try files().filter { $0.hasSuffix(".swift") && $0 != "Package.swift" && !$0.contains("/Generated/") }.map {
-            SwiftFile(path: $0, text: try text($0))
-        }
+        try files().filter { $0.hasSuffix(".swift") && $0 != "Package.swift" && !$0.contains("/Generated/") }
+            .map {
+                SwiftFile(path: $0, text: try text($0))
+            }
     }
 }

@@ -29,7 +29,9 @@ import Testing
     }
 
     @Test func `no file names a path of one machine`() throws {
-        let texts = [".swift", ".md", ".c", ".h", ".py", ".sh", ".txt", ".service", ".yml", ".json", ".modulemap"]
+        let texts = [
+            ".swift", ".md", ".c", ".h", ".py", ".sh", ".txt", ".service", ".yml", ".json", ".modulemap",
+        ]
         for path in try Repository.files() {
             let name = path.split(separator: "/").last ?? ""
             guard texts.contains(where: path.hasSuffix) || !name.dropFirst().contains(".") else { continue }
@@ -47,7 +49,8 @@ import Testing
     @Test func `every library target has a README`() throws {
         let folders = Set(try Repository.swiftFiles().filter { $0.path.hasPrefix("Sources/") }.map(\.target))
         for folder in folders.sorted() {
-            #expect(Repository.exists("Sources/\(folder)/README.md"), "Sources/\(folder)/README.md is missing")
+            #expect(
+                Repository.exists("Sources/\(folder)/README.md"), "Sources/\(folder)/README.md is missing")
         }
     }
 

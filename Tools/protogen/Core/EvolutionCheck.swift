@@ -15,7 +15,9 @@ package enum EvolutionCheck {
     }
 
     private static func compare(_ old: Message, _ new: Message, _ problems: inout [String]) {
-        if old.kind != new.kind { problems.append("\(old.name): kind changed from \(old.kind) to \(new.kind)") }
+        if old.kind != new.kind {
+            problems.append("\(old.name): kind changed from \(old.kind) to \(new.kind)")
+        }
         if old.key != new.key { problems.append("\(old.name): key changed") }
         if new.versions.upper < old.versions.upper {
             problems.append("\(old.name): version \(old.versions.upper) removed")
@@ -23,7 +25,8 @@ package enum EvolutionCheck {
         // Old requests may be given up (KIP-896), but what is on disks must stay readable.
         let persisted = old.kind != .request && old.kind != .response
         if persisted, new.versions.lower > old.versions.lower {
-            problems.append("\(old.name): version \(old.versions.lower) removed, but records of it are on disks")
+            problems.append(
+                "\(old.name): version \(old.versions.lower) removed, but records of it are on disks")
         }
         guard let common = old.versions.intersection(new.versions) else {
             problems.append("\(old.name): no version in common")
@@ -70,9 +73,12 @@ package enum EvolutionCheck {
             }
             compare(oldMessage, before, newMessage, after, version, path, &problems)
         }
-        for after in present(new, tagged: true) where !present(old, tagged: true).contains(where: { $0.name == after.name }) {
+        for after in present(new, tagged: true)
+        where !present(old, tagged: true).contains(where: { $0.name == after.name }) {
             let reused = present(old, tagged: true).contains { $0.tag == after.tag }
-            if reused { problems.append("\(path).\(after.name) version \(version): tag of another field reused") }
+            if reused {
+                problems.append("\(path).\(after.name) version \(version): tag of another field reused")
+            }
         }
     }
 

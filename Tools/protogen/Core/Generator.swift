@@ -69,7 +69,8 @@ package enum Generator {
         guard messages[0].name == name + "Request", messages[1].name == name + "Response",
             file == "\(number)_\(name)"
         else { throw reject("expected \(number)_\(name) with \(name)Request and \(name)Response") }
-        guard messages[0].versions == messages[1].versions, messages[0].flexible == messages[1].flexible else {
+        guard messages[0].versions == messages[1].versions, messages[0].flexible == messages[1].flexible
+        else {
             throw reject("request and response must have the same versions and flexible versions")
         }
     }

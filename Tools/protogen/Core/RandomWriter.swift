@@ -60,7 +60,8 @@ enum RandomWriter {
             }
             out.append(
                 conditions.isEmpty
-                    ? "        \(assign)" : "        if \(conditions.joined(separator: " && ")) { \(assign) }")
+                    ? "        \(assign)" : "        if \(conditions.joined(separator: " && ")) { \(assign) }"
+            )
         }
         out.append("        return value")
         out.append("    }")

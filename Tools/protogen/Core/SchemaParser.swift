@@ -40,8 +40,9 @@ package struct SchemaParser {
 
     private mutating func parseMessage(_ start: [Substring]) throws(SchemaError) -> Message {
         guard start.count == 3, start[2] == "{", let kind = Message.Kind(rawValue: String(start[0])) else {
-            throw fail("expected '<kind> <Name> {', kind being request, response, metadata, coordinatorKey, "
-                + "coordinatorValue or data")
+            throw fail(
+                "expected '<kind> <Name> {', kind being request, response, metadata, coordinatorKey, "
+                    + "coordinatorValue or data")
         }
         message.kind = kind
         message.name = String(start[1])
@@ -144,7 +145,9 @@ package struct SchemaParser {
         message.structures[place].fields = fields
     }
 
-    private mutating func parseField(_ line: Substring, within parent: VersionRange) throws(SchemaError) -> Field {
+    private mutating func parseField(_ line: Substring, within parent: VersionRange) throws(SchemaError)
+        -> Field
+    {
         let number = index
         var (content, note) = Self.splitNote(line)
         if !pendingNote.isEmpty { note = (pendingNote + (note.isEmpty ? [] : [note])).joined(separator: " ") }
@@ -153,7 +156,8 @@ package struct SchemaParser {
         if opens { content = Self.trim(content.dropLast()) }
         var parts = Self.words(content)[...]
         guard parts.count >= 2, let name = parts.popFirst(), var typeText = parts.popFirst() else {
-            throw fail("expected '<Name> <type> [versions] [nullable versions] [tag n] [default x] [ignorable]'")
+            throw fail(
+                "expected '<Name> <type> [versions] [nullable versions] [tag n] [default x] [ignorable]'")
         }
         let alwaysNullable = typeText.hasSuffix("?")
         if alwaysNullable { typeText = typeText.dropLast() }
@@ -163,7 +167,8 @@ package struct SchemaParser {
         if let word = parts.first, word.first?.isNumber == true {
             parts.removeFirst()
             let versions = try range(word)
-            guard let inside = versions.intersection(parent), inside.intersection(message.versions) != nil else {
+            guard let inside = versions.intersection(parent), inside.intersection(message.versions) != nil
+            else {
                 throw fail("\(name): versions \(versions) are outside \(parent)")
             }
             field.versions = inside
@@ -179,7 +184,9 @@ package struct SchemaParser {
         return field
     }
 
-    private func parseAttributes(_ parts: inout ArraySlice<Substring>, _ field: inout Field) throws(SchemaError) {
+    private func parseAttributes(_ parts: inout ArraySlice<Substring>, _ field: inout Field)
+        throws(SchemaError)
+    {
         while let word = parts.popFirst() {
             switch word {
             case "ignorable": field.ignorable = true
@@ -229,7 +236,9 @@ package struct SchemaParser {
         case (.float64, .literal(let text)):
             guard Double(text) != nil else { throw reject("'\(text)' is not a number") }
         case (let type, .literal(let text)):
-            guard type.isInteger, Self.integer(text) != nil else { throw reject("default '\(text)' does not fit") }
+            guard type.isInteger, Self.integer(text) != nil else {
+                throw reject("default '\(text)' does not fit")
+            }
         }
         if field.nullable != nil {
             switch field.type {
@@ -253,7 +262,8 @@ package struct SchemaParser {
         switch type {
         case .structure(let name): name
         case .array(let element): structureName(element)
-        case .bool, .int8, .int16, .uint16, .int32, .uint32, .int64, .float64, .string, .bytes, .records, .uuid:
+        case .bool, .int8, .int16, .uint16, .int32, .uint32, .int64, .float64, .string, .bytes, .records,
+            .uuid:
             nil
         }
     }
@@ -296,7 +306,9 @@ package struct SchemaParser {
         var previous: Character = "x"
         for index in line.indices {
             if line[index] == "/" && previous == "/" {
-                return (trim(line[..<line.index(before: index)]), String(trim(line[line.index(after: index)...])))
+                return (
+                    trim(line[..<line.index(before: index)]), String(trim(line[line.index(after: index)...]))
+                )
             }
             previous = line[index]
         }

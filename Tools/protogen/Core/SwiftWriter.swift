@@ -25,7 +25,9 @@ struct SwiftWriter {
 
     private mutating func writeMessage() {
         comment(message.about, indent: "")
-        for (version, text) in message.since { comment("- \(version): \(text)", indent: "", first: version == message.since[0].version) }
+        for (version, text) in message.since {
+            comment("- \(version): \(text)", indent: "", first: version == message.since[0].version)
+        }
         let conformance: String
         switch message.kind {
         case .request: conformance = "KafkaRequest"
@@ -42,8 +44,12 @@ struct SwiftWriter {
         case .metadata, .coordinatorKey, .coordinatorValue, .data:
             line("    package static var recordType: Int16? { \(message.key.map(String.init) ?? "nil") }")
         }
-        line("    package static var versions: ClosedRange<Int16> { \(message.versions.lower)...\(message.versions.upper) }")
-        line("    package static var firstFlexibleVersion: Int16? { \(message.flexible.map(String.init) ?? "nil") }")
+        line(
+            "    package static var versions: ClosedRange<Int16> { \(message.versions.lower)...\(message.versions.upper) }"
+        )
+        line(
+            "    package static var firstFlexibleVersion: Int16? { \(message.flexible.map(String.init) ?? "nil") }"
+        )
         line("")
         writeMembers(message.fields, within: message.versions, isMessage: true, indent: "    ")
         for structure in message.structures {
@@ -67,7 +73,9 @@ struct SwiftWriter {
     ) {
         for field in fields {
             comment(documentation(field, within: range), indent: indent)
-            line("\(indent)package var \(SwiftNames.property(field.name)): \(swiftType(field)) = \(defaultText(field))")
+            line(
+                "\(indent)package var \(SwiftNames.property(field.name)): \(swiftType(field)) = \(defaultText(field))"
+            )
         }
         if !fields.isEmpty { line("") }
         line("\(indent)package init() {}")
@@ -119,9 +127,12 @@ struct SwiftWriter {
             section.append("    switch tag {")
             for field in tagged {
                 let name = SwiftNames.property(field.name)
-                let condition = condition(field.versions, within: flexiblePart(range)).map { " where \($0)" } ?? ""
+                let condition =
+                    condition(field.versions, within: flexiblePart(range)).map { " where \($0)" } ?? ""
                 section.append("    case \(field.tag!)\(condition):")
-                section += readStatements(field, within: range, target: "self.\(name)").map { "        " + $0 }
+                section += readStatements(field, within: range, target: "self.\(name)").map {
+                    "        " + $0
+                }
                 section.append("        try r.endTaggedField(tag, at: end)")
             }
             section.append("    case _: r.skip(to: end)")
@@ -154,7 +165,8 @@ struct SwiftWriter {
         case .string: return "try r.\(nullable ? "nullableString" : "string")(flexible)"
         case .bytes, .records: return "try r.\(nullable ? "nullableBytes" : "bytes")(flexible)"
         case .structure(let name):
-            return nullable ? "try r.nullableStructure(version)" : "try \(name)(reading: &r, version: version)"
+            return nullable
+                ? "try r.nullableStructure(version)" : "try \(name)(reading: &r, version: version)"
         case .array(let element):
             switch element {
             case .structure(let name):
@@ -227,7 +239,9 @@ struct SwiftWriter {
     private func writeStatements(_ field: Field, within range: VersionRange) -> [String] {
         let name = "self.\(SwiftNames.property(field.name))"
         let present = field.versions.intersection(range) ?? range
-        guard let nullable = field.nullable else { return [writeExpression(field.type, name, nullable: false)] }
+        guard let nullable = field.nullable else {
+            return [writeExpression(field.type, name, nullable: false)]
+        }
         let nullableHere = nullable.intersection(present)
         if nullableHere == present { return [writeExpression(field.type, name, nullable: true)] }
         let required = [
@@ -235,7 +249,9 @@ struct SwiftWriter {
             "    throw .nullNotAllowed(field: \"\(path(field))\", version: version)", "}",
             writeExpression(field.type, "value", nullable: false),
         ]
-        guard nullableHere != nil, let condition = condition(nullable, within: present) else { return required }
+        guard nullableHere != nil, let condition = condition(nullable, within: present) else {
+            return required
+        }
         return ["if \(condition) {", "    " + writeExpression(field.type, name, nullable: true), "} else {"]
             + required.map { "    " + $0 } + ["}"]
     }
@@ -251,7 +267,8 @@ struct SwiftWriter {
         case .records: return "try w.\(nullable ? "nullableRecords" : "records")(\(value), flexible)"
         case .structure:
             return nullable
-                ? "try w.nullableStructure(\(value), version)" : "try \(value).encode(into: &w, version: version)"
+                ? "try w.nullableStructure(\(value), version)"
+                : "try \(value).encode(into: &w, version: version)"
         case .array(let element):
             switch element {
             case .structure:
@@ -365,7 +382,8 @@ struct SwiftWriter {
         var smallest = Int.max
         let range = structure.versions.intersection(message.versions) ?? message.versions
         for version in range.lower...range.upper { smallest = min(smallest, size(structure.fields, version)) }
-        precondition(smallest > 0, "\(message.name).\(name) may take no bytes at all, so arrays of it have no bound")
+        precondition(
+            smallest > 0, "\(message.name).\(name) may take no bytes at all, so arrays of it have no bound")
         return smallest
     }
 
@@ -407,17 +425,23 @@ struct SwiftWriter {
     }
 
     private mutating func comment(_ text: String, indent: String, first: Bool = false) {
-        guard !text.isEmpty else { return }
-        if first { line("\(indent)///") }
+        if first && !text.isEmpty { line("\(indent)///") }
+        out += Self.commentLines(text, indent: indent)
+    }
+
+    /// A doc comment of lines that fit the house's width.
+    static func commentLines(_ text: String, indent: String) -> [String] {
+        guard !text.isEmpty else { return [] }
+        var lines: [String] = []
         var current = "\(indent)///"
         for word in text.split(separator: " ") {
             if current.count + 1 + word.count > 108 {
-                line(current)
+                lines.append(current)
                 current = "\(indent)///"
             }
             current += " " + word
         }
-        line(current)
+        return lines + [current]
     }
 
     private func conditional(_ condition: String?, _ body: [String]) -> [String] {

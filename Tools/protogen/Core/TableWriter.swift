@@ -14,34 +14,50 @@ enum TableWriter {
         for request in requests {
             out.append("    package static let \(constant(request)) = APIKey(rawValue: \(request.key ?? 0))")
         }
-        out += ["", "    /// All keys that have a schema here, ascending.", "    package static let all: [APIKey] = ["]
+        out += [
+            "", "    /// All keys that have a schema here, ascending.",
+            "    package static let all: [APIKey] = [",
+        ]
         for request in requests { out.append("        .\(constant(request)),") }
-        out += ["    ]", "", "    /// Kafka's name of the API, `Fetch` for example.", "    package var name: String {",
-            "        switch rawValue {"]
+        out += [
+            "    ]", "", "    /// Kafka's name of the API, `Fetch` for example.",
+            "    package var name: String {",
+            "        switch rawValue {",
+        ]
         for request in requests {
             out.append("        case \(request.key ?? 0): \"\(request.name.dropLast("Request".count))\"")
         }
-        out += ["        case _: \"API \\(rawValue)\"", "        }", "    }", "",
+        out += [
+            "        case _: \"API \\(rawValue)\"", "        }", "    }", "",
             "    /// Versions whose messages are known here; `nil` for an unknown key.",
-            "    package var versions: ClosedRange<Int16>? {", "        switch rawValue {"]
+            "    package var versions: ClosedRange<Int16>? {", "        switch rawValue {",
+        ]
         for request in requests {
-            out.append("        case \(request.key ?? 0): \(request.versions.lower)...\(request.versions.upper)")
+            out.append(
+                "        case \(request.key ?? 0): \(request.versions.lower)...\(request.versions.upper)")
         }
-        out += ["        case _: nil", "        }", "    }", "",
+        out += [
+            "        case _: nil", "        }", "    }", "",
             "    /// Versions to be named to clients once there is a handler; ``versions`` but for Produce.",
-            "    package var advertisedVersions: ClosedRange<Int16>? {", "        switch rawValue {"]
+            "    package var advertisedVersions: ClosedRange<Int16>? {", "        switch rawValue {",
+        ]
         for request in requests {
             guard let range = request.advertised else { continue }
             out.append("        case \(request.key ?? 0): \(range.lower)...\(range.upper)")
         }
-        out += ["        case _: versions", "        }", "    }", "",
+        out += [
+            "        case _: versions", "        }", "    }", "",
             "    /// First version with compact lengths and tagged fields; `nil` if there is none.",
-            "    package var firstFlexibleVersion: Int16? {", "        switch rawValue {"]
+            "    package var firstFlexibleVersion: Int16? {", "        switch rawValue {",
+        ]
         for request in requests {
             out.append("        case \(request.key ?? 0): \(request.flexible.map(String.init) ?? "nil")")
         }
-        out += ["        case _: nil", "        }", "    }", "}", "", "extension APIKey: CustomStringConvertible {",
-            "    package var description: String { name }", "}"]
+        out += [
+            "        case _: nil", "        }", "    }", "}", "",
+            "extension APIKey: CustomStringConvertible {",
+            "    package var description: String { name }", "}",
+        ]
         return out.joined(separator: "\n") + "\n"
     }
 
@@ -57,17 +73,21 @@ enum TableWriter {
         for request in requests {
             out.append("    case \(request.key ?? 0): try \(request.name)(reading: &r, version: version)")
         }
-        out += ["    case _: throw .unknownAPIKey(key.rawValue)", "    }", "}", "",
+        out += [
+            "    case _: throw .unknownAPIKey(key.rawValue)", "    }", "}", "",
             "/// Reads the body of any response.", "package func decodeAnyResponse(",
             "    _ key: APIKey, version: Int16, reading r: inout ProtocolReader",
-            ") throws(DecodeError) -> any KafkaResponse {", "    switch key.rawValue {"]
+            ") throws(DecodeError) -> any KafkaResponse {", "    switch key.rawValue {",
+        ]
         for request in requests {
             let name = request.name.dropLast("Request".count)
             out.append("    case \(request.key ?? 0): try \(name)Response(reading: &r, version: version)")
         }
-        out += ["    case _: throw .unknownAPIKey(key.rawValue)", "    }", "}", "",
+        out += [
+            "    case _: throw .unknownAPIKey(key.rawValue)", "    }", "}", "",
             "/// Types of all requests, responses and records, for tests over all of them.",
-            "package let allMessageTypes: [any KafkaMessage.Type] = ["]
+            "package let allMessageTypes: [any KafkaMessage.Type] = [",
+        ]
         for message in messages { out.append("    \(message.name).self,") }
         out += ["]"]
         return out.joined(separator: "\n") + "\n"
@@ -81,24 +101,35 @@ enum TableWriter {
             "package enum MetadataRecord: Hashable, Sendable {",
         ]
         for record in records { out.append("    case \(caseName(record))(\(record.name))") }
-        out += ["", "    /// Kafka's number of the record type.", "    package var recordType: Int16 {",
-            "        switch self {"]
+        out += [
+            "", "    /// Kafka's number of the record type.", "    package var recordType: Int16 {",
+            "        switch self {",
+        ]
         for record in records { out.append("        case .\(caseName(record)): \(record.key ?? 0)") }
-        out += ["        }", "    }", "", "    /// Highest version of the record that is known here.",
-            "    package var highestVersion: Int16 {", "        switch self {"]
+        out += [
+            "        }", "    }", "", "    /// Highest version of the record that is known here.",
+            "    package var highestVersion: Int16 {", "        switch self {",
+        ]
         for record in records { out.append("        case .\(caseName(record)): \(record.versions.upper)") }
-        out += ["        }", "    }", "",
+        out += [
+            "        }", "    }", "",
             "    static func body(", "        _ type: Int, version: Int16, reading r: inout ProtocolReader",
-            "    ) throws(DecodeError) -> MetadataRecord {", "        switch type {"]
+            "    ) throws(DecodeError) -> MetadataRecord {", "        switch type {",
+        ]
         for record in records {
             out.append(
-                "        case \(record.key ?? 0): .\(caseName(record))(try \(record.name)(reading: &r, version: version))")
+                "        case \(record.key ?? 0): .\(caseName(record))(try \(record.name)(reading: &r, version: version))"
+            )
         }
-        out += ["        case _: throw .unknownRecordType(type)", "        }", "    }", "",
+        out += [
+            "        case _: throw .unknownRecordType(type)", "        }", "    }", "",
             "    func encodeBody(into w: inout ProtocolWriter, version: Int16) throws(EncodeError) {",
-            "        switch self {"]
+            "        switch self {",
+        ]
         for record in records {
-            out.append("        case .\(caseName(record))(let record): try record.encode(into: &w, version: version)")
+            out.append(
+                "        case .\(caseName(record))(let record): try record.encode(into: &w, version: version)"
+            )
         }
         out += ["        }", "    }", "}"]
         return out.joined(separator: "\n").replacing("package import NIOCore\n\n", with: "\n") + "\n"

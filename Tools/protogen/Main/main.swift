@@ -48,7 +48,8 @@ func run(_ arguments: [String]) throws -> Int32 {
     }
     var written = 0
     for (path, text) in outputs.sorted(by: { $0.key < $1.key }) {
-        let present = manager.fileExists(atPath: path) ? try String(contentsOfFile: path, encoding: .utf8) : ""
+        let present =
+            manager.fileExists(atPath: path) ? try String(contentsOfFile: path, encoding: .utf8) : ""
         if present == text { continue }
         if check {
             problems.append("\(path): not fresh; run 'swift run protogen'")
