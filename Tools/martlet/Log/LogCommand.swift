@@ -4,7 +4,7 @@ struct LogCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "log",
         abstract: "Look into the files of a stopped or running broker, and repair them.",
-        subcommands: [LogDump.self])
+        subcommands: [LogDump.self, LogRepair.self])
 }
 
 struct LogDump: ParsableCommand {

@@ -1,52 +1,56 @@
-import MartletRecordBatch
+import MartletLogModel
+import MartletStorage
 import NIOCore
 
-/// Producer state snapshot in Kafka's layout, version 1: version 2 bytes, CRC-32C of all that follows it 4,
-/// number of producers 4, and per producer id 8, epoch 2, last sequence 4, last offset 8, offset delta 4,
-/// time 8, coordinator epoch 4, first offset of the open transaction 8 (-1: none). Big-endian.
+/// Prints a producer state snapshot (Protocol/Formats/producer-snapshot.md).
 enum SnapshotDump {
-    /// Producers that a snapshot may hold.
-    static let entryLimit = 10_000_000
-    static let entryBytes = 46
+    /// Largest snapshot read: far above what the limit of producers per partition allows.
+    static let fileBytesLimit = 256 * 1024 * 1024
 
     static func run(path: String, json: Bool) throws {
-        var bytes = try InputFile.contents(path, limit: entryLimit * entryBytes)
-        func damaged(_ what: String) -> CommandFailure {
-            CommandFailure(
-                "\(path): \(what)",
-                remedy: "the broker rebuilds a deleted snapshot from the segments on start")
+        let bytes = try InputFile.contents(path, limit: fileBytesLimit)
+        guard let table = ProducerStateTable(decoding: bytes) else {
+            throw CommandFailure(
+                "\(path) is damaged, or not of version 1: its checksum or its lengths do not fit",
+                remedy: "the broker rebuilds a removed snapshot from the segments when it starts")
         }
-        guard let version = bytes.readInteger(as: Int16.self) else { throw damaged("shorter than its header") }
-        guard version == 1 else { throw damaged("version \(version) is unknown; this tool reads version 1") }
-        guard let stored = bytes.readInteger(as: UInt32.self) else { throw damaged("shorter than its header") }
-        let computed = crc32c(bytes)
-        guard stored == computed else {
-            throw damaged("checksum \(String(stored, radix: 16)) where the bytes have \(String(computed, radix: 16))")
-        }
-        guard let count = bytes.readInteger(as: Int32.self), count >= 0, bytes.readableBytes == Int(count) * entryBytes
-        else { throw damaged("the number of producers does not fit the size") }
-        for _ in 0..<count {
-            guard let id = bytes.readInteger(as: Int64.self), let epoch = bytes.readInteger(as: Int16.self),
-                let sequence = bytes.readInteger(as: Int32.self), let offset = bytes.readInteger(as: Int64.self),
-                let delta = bytes.readInteger(as: Int32.self), let time = bytes.readInteger(as: Int64.self),
-                let coordinator = bytes.readInteger(as: Int32.self), let first = bytes.readInteger(as: Int64.self)
-            else { throw damaged("ends inside a producer") }
+        let entries = table.entries.sorted { $0.key < $1.key }
+        for (id, entry) in entries {
             if json {
-                try Console.print(
-                    JSONValue.object([
-                        ("producerID", .integer(id)), ("producerEpoch", .integer(Int64(epoch))),
-                        ("lastSequence", .integer(Int64(sequence))), ("lastOffset", .integer(offset)),
-                        ("offsetDelta", .integer(Int64(delta))), ("timestamp", .integer(time)),
-                        ("coordinatorEpoch", .integer(Int64(coordinator))),
-                        ("transactionFirstOffset", first < 0 ? .null : .integer(first)),
-                    ]).line)
+                try Console.print(self.json(id, entry).line)
             } else {
-                try Console.print(
-                    "producer \(id)/\(epoch)  last sequence \(sequence)  last offset \(offset)  offset delta \(delta)  "
-                        + "time \(CivilTime.text(milliseconds: time))"
-                        + (first < 0 ? "" : "  open transaction from \(first)"))
+                try Console.print(text(id, entry))
             }
         }
-        if !json { try Console.print("\(count) producers") }
+        if !json { try Console.print("\(entries.count) producers") }
+    }
+
+    private static func text(_ id: Int64, _ entry: ProducerEntry) -> String {
+        var text = "producer \(id)/\(entry.epoch)  last append \(CivilTime.text(milliseconds: entry.lastAppend.rawValue))"
+        for batch in entry.batches {
+            text += "\n  sequences \(batch.baseSequence)-\(batch.lastSequence)  offsets \(batch.baseOffset)-\(batch.lastOffset)"
+        }
+        if let first = entry.transactionFirstOffset { text += "\n  open transaction from offset \(first)" }
+        return text
+    }
+
+    private static func json(_ id: Int64, _ entry: ProducerEntry) -> JSONValue {
+        .object([
+            ("producerID", .integer(id)), ("producerEpoch", .integer(Int64(entry.epoch))),
+            ("lastAppend", .integer(entry.lastAppend.rawValue)),
+            ("coordinatorEpoch", .integer(Int64(entry.coordinatorEpoch))),
+            ("transactionFirstOffset", .optional(entry.transactionFirstOffset) { .integer($0.rawValue) }),
+            (
+                "batches",
+                .array(
+                    entry.batches.map {
+                        .object([
+                            ("baseSequence", .integer(Int64($0.baseSequence))),
+                            ("lastSequence", .integer(Int64($0.lastSequence))), ("baseOffset", .integer($0.baseOffset)),
+                            ("lastOffset", .integer($0.lastOffset)), ("timestamp", .integer($0.timestamp)),
+                        ])
+                    })
+            ),
+        ])
     }
 }
