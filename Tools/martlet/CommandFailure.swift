@@ -58,7 +58,7 @@ struct CommandFailure: Error, CustomStringConvertible {
         }
         var cause = error.message
         if let code = error.brokerCode, !cause.contains(code.name) { cause += " (\(code.name))" }
-        if let beneath = error.cause { cause += ": \(beneath)" }
+        if let beneath = error.cause.map({ "\($0)" }), !cause.contains(beneath) { cause += ": \(beneath)" }
         self.init(cause, remedy: remedy, exitCode: exitCode)
     }
 }

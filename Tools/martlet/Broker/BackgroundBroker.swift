@@ -125,8 +125,10 @@ enum BackgroundBroker {
         posix_spawnattr_setsigdefault(&attributes, &defaults)
         var words: [UnsafeMutablePointer<CChar>?] = ([executable] + arguments).map { strdup($0) } + [nil]
         defer { for word in words { free(word) } }
+        var variables: [UnsafeMutablePointer<CChar>?] = Environment.forDaemon.map { strdup($0) } + [nil]
+        defer { for variable in variables { free(variable) } }
         var pid: pid_t = 0
-        let code = posix_spawn(&pid, executable, &actions, &attributes, &words, environ)
+        let code = posix_spawn(&pid, executable, &actions, &attributes, &words, &variables)
         guard code == 0 else {
             throw CommandFailure("\(executable) cannot be started: \(SystemCall.text(code))")
         }

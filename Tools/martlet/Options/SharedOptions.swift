@@ -19,7 +19,7 @@ struct ConnectionOptions: ParsableArguments {
     var clientID = "martlet-cli"
 
     @Option(help: ArgumentHelp("Seconds a call may take, all attempts together.", valueName: "seconds"))
-    var timeout: Double = 30
+    var timeout: Double = 10
 
     static let defaultBootstrap = "127.0.0.1:9092"
 
@@ -61,6 +61,22 @@ enum Environment {
         guard let value = getenv(name), value.pointee != 0 else { return nil }
         return String(cString: value)
     }
+
+    /// `NAME=value` of every variable, without those that are ours alone: the daemon refuses variables with
+    /// our prefix that are none of its settings.
+    static var forDaemon: [String] {
+        var result: [String] = []
+        var entry = environ
+        // SAFETY: the environment block ends with a null pointer and nothing in this process changes it.
+        while let variable = entry.pointee {
+            let text = String(cString: variable)
+            if !ownNames.contains(where: { text.hasPrefix($0 + "=") }) { result.append(text) }
+            entry += 1
+        }
+        return result
+    }
+
+    private static let ownNames = ["MARTLET_STATE", "MARTLET_BOOTSTRAP", "MARTLET_DEMO_CONFIGURATION"]
 }
 
 /// `KEY=VALUE` on the command line; the value may be empty and may contain `=`.
