@@ -50,6 +50,8 @@ public struct MarketReplay: Sendable {
     public func run(
         files: [String], producer: Producer, progress: @Sendable (Summary) -> Void = { _ in }
     ) async throws -> Summary {
+        // An unreachable broker or a missing topic is told at once, not after the delivery timeout.
+        _ = try await producer.partitions(of: topic)
         let clock = ContinuousClock()
         let start = clock.now
         var summary = Summary()

@@ -51,9 +51,6 @@ struct CommandFailure: Error, CustomStringConvertible {
         case .connectionLost: exitCode = .unavailable
         case .timedOut, .deliveryTimedOut: exitCode = .timedOut
         case .invalidConfiguration, .invalidArgument: exitCode = .usage
-        case .unknownTopic:
-            exitCode = .failed
-            remedy = "`martlet topic list` shows the topics, `martlet topic create NAME` makes one"
         case _: exitCode = .failed
         }
         var cause = error.message

@@ -95,6 +95,8 @@ struct ProduceCommand: AsyncParsableCommand {
             headers: header.map { RecordHeader($0.key, $0.value) }, timestamp: try time())
         let producer = try Producer(configuration)
         do {
+            // An unreachable broker or a missing topic is told at once, not after the delivery timeout.
+            _ = try await producer.partitions(of: topic)
             if let file {
                 try await sendFile(file, template, producer)
             } else {
