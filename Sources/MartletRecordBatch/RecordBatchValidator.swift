@@ -1,4 +1,5 @@
 package import NIOCore
+import Synchronization
 
 /// Judges batches from outside. Neither function changes the batch.
 package enum RecordBatchValidator {
@@ -27,15 +28,47 @@ package enum RecordBatchValidator {
         return try outcome.get()
     }
 
-    /// Walks the records: in place, or through a streaming decompressor with bounded output. Makes a
-    /// decompressor for the one call; a thread that validates many batches keeps a ``RecordValidator``.
+    /// Walks the records: in place, or through a streaming decompressor with bounded output, which comes from
+    /// a small pool shared by all threads.
     package static func checkRecords(
         _ batch: ByteBuffer, header: RecordBatchHeader, limits: BatchLimits, requireKeys: Bool
     ) throws(RecordBatchError) -> RecordFacts {
         if header.codec == .none {
             return try checkUncompressedRecords(batch, header: header, limits: limits, requireKeys: requireKeys)
         }
-        return try RecordValidator().checkRecords(batch, header: header, limits: limits, requireKeys: requireKeys)
+        let validator = ValidatorPool.take()
+        defer { ValidatorPool.giveBack(validator) }
+        return try validator.checkRecords(batch, header: header, limits: limits, requireKeys: requireKeys)
+    }
+}
+
+/// Idle validators: making one costs more than checking a small batch (a zlib state is 40 KiB).
+private enum ValidatorPool {
+    /// Validators kept; about as many as threads that validate at the same time.
+    private static let keptLimit = 8
+
+    // SAFETY: a validator is in the pool or with one thread, never both; the mutex hands it over.
+    private struct Idle: @unchecked Sendable {
+        var validators: [RecordValidator] = []
+    }
+
+    private static let idle = Mutex(Idle())
+
+    static func take() -> RecordValidator {
+        let kept = idle.withLock { idle in idle.validators.popLast().map(Handover.init) }
+        return kept?.validator ?? RecordValidator()
+    }
+
+    static func giveBack(_ validator: RecordValidator) {
+        let handover = Handover(validator: validator)
+        idle.withLock { idle in
+            if idle.validators.count < keptLimit { idle.validators.append(handover.validator) }
+        }
+    }
+
+    // SAFETY: as for `Idle`.
+    private struct Handover: @unchecked Sendable {
+        let validator: RecordValidator
     }
 }
 
