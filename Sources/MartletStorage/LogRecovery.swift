@@ -548,7 +548,12 @@ enum TailVerdict: Equatable, Sendable {
                 let chunk = try file.readBytes(at: start, count: min(chunkBytes, size - start), nonBlocking: false)
                 guard chunk.readableBytes >= RecordBatchHeader.byteCount else { break }
                 for candidate in candidates(in: chunk, expectedOffset: expectedOffset, room: size - start) {
-                    guard let header = try? RecordBatchHeader(reading: chunk, at: candidate) else { continue }
+                    let header: RecordBatchHeader
+                    do throws(RecordBatchError) {
+                        header = try RecordBatchHeader(reading: chunk, at: candidate)
+                    } catch {
+                        continue  // bytes that only look like a header
+                    }
                     budget -= header.totalByteCount
                     if budget < 0 {
                         // Too many look-alikes to tell: keeping everything is the safe answer.

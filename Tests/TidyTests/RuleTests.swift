@@ -116,17 +116,21 @@ import Testing
     @Test func `claims of safety without a reason are found`() {
         #expect(Rules.safety(file(storage, "final class A: @unchecked Sendable {}")).count == 1)
         #expect(Rules.safety(file(storage, "nonisolated(unsafe) var x = 1")).count == 1)
-        let good =
-            "/// Doc.\n// SAFETY: confined to the loop of the partition.\nfinal class A: @unchecked Sendable {}"
-        #expect(Rules.safety(file(storage, good)) == [])
+        let above = "/// Doc.\n// SAFETY: confined to the loop.\nfinal class A: @unchecked Sendable {}"
+        #expect(Rules.safety(file(storage, above)) == [])
+        let inside = "struct A: @unchecked Sendable {\n    // SAFETY: values only.\n    var x = 1\n}"
+        #expect(Rules.safety(file(storage, inside)) == [])
     }
 
     @Test func `raw pointers outside their targets or without a reason are found`() {
         #expect(Rules.safety(file(core, "func f(_ p: UnsafeRawPointer) {}")).count == 1)
-        #expect(Rules.safety(file(storage, "func f(_ p: UnsafeRawPointer) {}")).count == 1)
-        #expect(
-            Rules.safety(file(storage, "// SAFETY: p outlives the call.\nfunc f(_ p: UnsafeRawPointer) {}"))
-                == [])
+        #expect(Rules.safety(file(storage, "func f(_ p: UnsafeRawPointer) {}")) == [])
+        for escape in [
+            "unsafeBitCast(a, to: B.self)", "p.assumingMemoryBound(to: A.self)", "Unmanaged.passRetained(a)",
+        ] {
+            #expect(Rules.safety(file(storage, "let x = \(escape)")).count == 1)
+            #expect(Rules.safety(file(storage, "// SAFETY: p outlives x.\nlet x = \(escape)")) == [])
+        }
         let far = "// SAFETY: x\n" + String(repeating: "\n", count: 30) + "let y = unsafe z()"
         #expect(Rules.safety(file("Sources/MartletClient/A.swift", far)).count == 1)
     }

@@ -136,6 +136,8 @@ final class Deflater {
     func run(
         input: UnsafeMutableRawBufferPointer, output: UnsafeMutableRawBufferPointer, finishing: Bool
     ) -> InflateOutcome {
+        // SAFETY: both buffers are bytes that outlive the call; zlib keeps no pointer between calls that is read
+        // before it is set here again.
         stream.pointee.next_in = input.baseAddress?.assumingMemoryBound(to: UInt8.self)
         stream.pointee.avail_in = UInt32(clamping: input.count)
         stream.pointee.next_out = output.baseAddress?.assumingMemoryBound(to: UInt8.self)
