@@ -55,7 +55,7 @@ let package = Package(
         .systemLibrary(name: "CMartletZlib", pkgConfig: "zlib", providers: [.apt(["libz-dev"])]),
 
         // L0: vocabulary.
-        .target(name: "MartletLogModel", swiftSettings: house),
+        .target(name: "MartletLogModel", exclude: ["README.md"], swiftSettings: house),
 
         // L1: formats.
         .target(
