@@ -36,7 +36,7 @@ struct BatchScanner<D: Disk> {
             return nil
         }
         guard header.totalByteCount <= end - position, header.lastOffsetDelta >= 0, header.baseOffset >= 0,
-            header.baseOffset <= Int64.max - Int64(Int32.max) - 1
+            header.baseOffset <= Offset.storedLimit
         else { return nil }
         return header
     }

@@ -61,12 +61,17 @@ package enum OffsetCheckpoint {
         offsets.reserveCapacity(rows.count)
         for row in rows {
             guard TopicName.problem(String(row[0])) == nil, let partition = Int32(row[1]), partition >= 0,
-                let offset = Int64(row[2]), offset >= 0
+                let offset = Int64(row[2]), offset >= 0, offset <= Offset.storedLimit
             else { return nil }
             offsets[TopicPartition(String(row[0]), partition)] = Offset(offset)
         }
         return offsets
     }
+}
+
+extension Offset {
+    /// Largest offset accepted from a file: what lies above cannot be counted on without overflow.
+    static var storedLimit: Int64 { Int64.max - (1 << 33) }
 }
 
 /// `partition.metadata`: which topic the folder belongs to, since a name may be used again (KIP-516).

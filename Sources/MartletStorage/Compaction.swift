@@ -108,7 +108,8 @@ package struct CompactionPlan<D: Disk>: Sendable {
     private func header(
         _ scanner: inout BatchScanner<D>, _ source: Source, _ position: Int
     ) throws -> RecordBatchHeader {
-        guard let header = try scanner.header(at: position),
+        guard let header = try scanner.header(at: position), header.baseOffset >= source.baseOffset.rawValue,
+            header.lastOffset < source.endOffset.rawValue,
             try BatchChecksum.matches(header, at: position, in: source.file, end: source.size)
         else {
             throw StorageError.corrupt(
@@ -196,7 +197,7 @@ package struct CompactionPlan<D: Disk>: Sendable {
         if kept.isEmpty, !isProducersLast { return .drop }
 
         let keepsHorizon = keepsTombstone
-        let base = setsHorizon ? now.rawValue + deleteRetention : header.baseTimestamp
+        let base = setsHorizon ? now.advanced(byMilliseconds: deleteRetention).rawValue : header.baseTimestamp
         var builder = RecordBatchBuilder(capacity: header.totalByteCount, baseTimestamp: base)
         for record in kept {
             try builder.append(
@@ -370,7 +371,7 @@ extension PartitionLog {
             deletions.append(
                 PendingDeletion(
                     paths: [old.path(LogFileName.log) + LogFileName.deletedSuffix],
-                    due: Timestamp(milliseconds: now.rawValue + configuration.fileDeleteDelayMilliseconds)))
+                    due: now.advanced(byMilliseconds: configuration.fileDeleteDelayMilliseconds)))
             return
         }
         try disk.rename(rewritten.cleanedPath, to: old.path(LogFileName.log))

@@ -2,6 +2,14 @@ package import MartletLogModel
 import MartletRecordBatch
 import NIOCore
 
+extension Timestamp {
+    /// Saturates: delays come from topic configs, which may be as large as a number can be.
+    func advanced(byMilliseconds delay: Int64) -> Timestamp {
+        let (sum, overflow) = rawValue.addingReportingOverflow(delay)
+        return Timestamp(milliseconds: overflow ? Int64.max : sum)
+    }
+}
+
 /// Files out of the log that wait for their readers to finish.
 struct PendingDeletion: Sendable {
     let paths: [String]
@@ -129,7 +137,7 @@ extension PartitionLog {
         deletions.append(
             PendingDeletion(
                 paths: paths,
-                due: Timestamp(milliseconds: now.rawValue + configuration.fileDeleteDelayMilliseconds)))
+                due: now.advanced(byMilliseconds: configuration.fileDeleteDelayMilliseconds)))
     }
 
     /// Keeps the newest two snapshots: an older one serves only a log that was cut far back, which can

@@ -20,7 +20,7 @@ package enum StorageError: Error, Equatable, Sendable, CustomStringConvertible {
 
     /// Code for clients. All are storage errors to them: retriable, since another replica or a later
     /// moment may answer.
-    package var errorCode: ErrorCode { ErrorCode(rawValue: 56) }
+    package var errorCode: ErrorCode { .kafkaStorageError }
 
     package var description: String {
         switch self {
@@ -48,9 +48,9 @@ package enum AppendError: Error, Equatable, Sendable, CustomStringConvertible {
 
     package var errorCode: ErrorCode {
         switch self {
-        case .outOfOrderSequence: ErrorCode(rawValue: 45)
-        case .invalidProducerEpoch: ErrorCode(rawValue: 47)
-        case .batchTooLarge: ErrorCode(rawValue: 18)
+        case .outOfOrderSequence: .outOfOrderSequenceNumber
+        case .invalidProducerEpoch: .invalidProducerEpoch
+        case .batchTooLarge: .recordListTooLarge
         case .storage(let error): error.errorCode
         }
     }
@@ -75,8 +75,8 @@ package enum ReadError: Error, Equatable, Sendable, CustomStringConvertible {
 
     package var errorCode: ErrorCode {
         switch self {
-        case .offsetOutOfRange: ErrorCode(rawValue: 1)
-        case .wouldBlock: ErrorCode(rawValue: -1)
+        case .offsetOutOfRange: .offsetOutOfRange
+        case .wouldBlock: .unknownServerError
         case .storage(let error): error.errorCode
         }
     }

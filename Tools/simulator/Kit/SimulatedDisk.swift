@@ -117,7 +117,12 @@ package struct SimulatedDisk: Disk {
     // MARK: Disk
 
     package func open(_ path: String, _ mode: DiskOpenMode) throws(DiskError) -> SimulatedFile {
-        try core.run(.open, path) { state throws(DiskError) in
+        let creates: Bool
+        switch mode {
+        case .read, .write: creates = false
+        case .create, .createNew: creates = core.state.withLock { $0.lookup(path) == nil }
+        }
+        return try core.run(creates ? .create : .open, path) { state throws(DiskError) in
             if let id = state.lookup(path) {
                 guard !state.isDirectory(id) else { throw DiskError(.other, operation: "open", path: path) }
                 if case .createNew = mode { throw DiskError(.exists, operation: "open", path: path) }
@@ -214,7 +219,8 @@ package struct SimulatedDisk: Disk {
 
 /// Operations that faults can be aimed at.
 package enum SimulatedOperation: String, Sendable {
-    case open, createDirectory, syncDirectory, rename, remove, list, status, write, read, truncate, allocate, sync
+    /// `open` of a file that is there, `create` of one that is not.
+    case open, create, createDirectory, syncDirectory, rename, remove, list, status, write, read, truncate, allocate, sync
     case any
 }
 

@@ -1,0 +1,183 @@
+import MartletLogModel
+import MartletRecordBatch
+import MartletSimulatorKit
+import MartletStorage
+import NIOCore
+import Testing
+
+@Suite struct CompactionTests {
+    private func configuration(segmentBytes: Int = 600) -> LogConfiguration {
+        var configuration = LogConfiguration.small(segmentBytes: segmentBytes)
+        configuration.compacts = true
+        configuration.deletesOld = false
+        configuration.deleteRetentionMilliseconds = 1000
+        return configuration
+    }
+
+    private func at(_ milliseconds: Int64) -> Timestamp {
+        Timestamp(milliseconds: Fixture.now.rawValue + milliseconds)
+    }
+
+    private func batch(
+        _ records: [(String, String?)], codec: CompressionCodec = .none,
+        producer: (id: Int64, epoch: Int16, sequence: Int32)? = nil
+    ) throws -> ByteBuffer {
+        var builder = RecordBatchBuilder()
+        for (key, value) in records {
+            try builder.append(
+                key: ByteBuffer(string: key), value: value.map { ByteBuffer(string: $0) },
+                headers: [RecordHeader(key: "h", value: ByteBuffer(string: key))], timestamp: Fixture.now.rawValue)
+        }
+        return try builder.build(
+            RecordBatchBuilder.Options(
+                codec: codec, producerID: producer?.id ?? -1, producerEpoch: producer?.epoch ?? -1,
+                baseSequence: producer?.sequence ?? -1))
+    }
+
+    @discardableResult
+    private func compact(_ log: SimulatedLog, now: Timestamp, keyLimit: Int = 1000) throws -> Bool {
+        guard
+            let plan = try log.planCompaction(
+                now: now, ceiling: log.flushedEndOffset, force: true, keyLimit: keyLimit)
+        else { return false }
+        try log.installCompaction(try plan.run(), now: now)
+        try Fixture.flush(log)
+        return true
+    }
+
+    /// offset, key, value of every record.
+    private func records(_ log: SimulatedLog) throws -> [(offset: Int64, key: String, value: String?)] {
+        var found: [(Int64, String, String?)] = []
+        for batch in try Fixture.readAll(log) {
+            var iterator = try RecordIterator(batch)
+            while let record = try iterator.next() {
+                #expect(record.headers.first?.key == "h")
+                found.append(
+                    (
+                        record.offset.rawValue, record.key.map { String(buffer: $0) } ?? "",
+                        record.value.map { String(buffer: $0) }
+                    ))
+            }
+        }
+        return found
+    }
+
+    @Test(arguments: [CompressionCodec.none, .gzip])
+    func `the newest record of every key stays at its offset, the active segment untouched`(
+        codec: CompressionCodec
+    ) throws {
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk), configuration())
+        var newest: [String: (Int64, String)] = [:]
+        for index in 0..<60 {
+            let keys = ["a\(index % 5)", "b\(index % 3)"]
+            for (position, key) in keys.enumerated() { newest[key] = (Int64(index * 2 + position), "v\(index)") }
+            try Fixture.append(log, batch(keys.map { ($0, "v\(index)") }, codec: codec))
+        }
+        let before = log.byteCount
+        #expect(try compact(log, now: at(0)))
+        #expect(log.byteCount < before)
+        func check(_ log: SimulatedLog) throws {
+            let found = try records(log)
+            for (key, (offset, value)) in newest {
+                let last = try #require(found.last { $0.key == key })
+                #expect(last.offset == offset && last.value == value)
+            }
+            #expect(found.map(\.offset) == found.map(\.offset).sorted())
+            // Every offset can be asked for, also those that are gone.
+            for offset in 0..<120 as Range<Int64> {
+                let region = try log.locate(from: Offset(offset), upTo: Offset(120), maxBytes: 1, minOneBatch: true)
+                #expect(!region.isEmpty && region.nextOffset > Offset(offset), "offset \(offset)")
+            }
+            #expect(try log.verify().findings.isEmpty)
+        }
+        try check(log)
+        try compact(log, now: at(1))
+        try check(log)
+        for seed in 0..<5 as Range<UInt64> {
+            let again = try Fixture.log(Fixture.directory(disk.crashed(seed: seed)), configuration())
+            #expect(again.damage == nil)
+            try check(again)
+        }
+        #expect(try Fixture.append(log, batch([("z", "1")])) == .staged(base: Offset(120), last: Offset(120), appendTimestamp: nil))
+    }
+
+    @Test func `a tombstone stays for delete.retention.ms after the pass that saw it, then goes`() throws {
+        let log = try Fixture.log(Fixture.directory(SimulatedDisk()), configuration(segmentBytes: 300))
+        try Fixture.append(log, batch([("k", "old")]))
+        try Fixture.append(log, batch([("k", nil)]))
+        for index in 0..<4 { try Fixture.append(log, batch([("filler\(index)", String(repeating: "x", count: 200))])) }
+        try compact(log, now: at(0))
+        #expect(try records(log).filter { $0.key == "k" }.map(\.value) == [nil])
+        let marked = try #require(try Fixture.readAll(log).first)
+        #expect(try RecordBatchHeader(reading: marked).hasDeleteHorizon)
+        #expect(try RecordBatchHeader(reading: marked).baseTimestamp == at(1000).rawValue)
+        try compact(log, now: at(999))
+        #expect(try records(log).contains { $0.key == "k" })
+        try compact(log, now: at(1000))
+        #expect(try !records(log).contains { $0.key == "k" })
+    }
+
+    @Test func `a producer's last batch keeps its header, so its next sequence is known`() throws {
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk), configuration(segmentBytes: 300))
+        try Fixture.append(log, batch([("k", "1"), ("k", "2")], producer: (5, 0, 0)))
+        for index in 0..<6 { try Fixture.append(log, batch([("k", "v\(index)" + String(repeating: "x", count: 150))])) }
+        try compact(log, now: at(0))
+        let header = try RecordBatchHeader(reading: try #require(try Fixture.readAll(log).first))
+        #expect(header.producerID == 5 && header.recordCount == 0 && header.lastOffset == 1)
+        // Without any snapshot the state comes from that header.
+        let image = disk.crashed(seed: 0)
+        for path in image.files where path.hasSuffix(".snapshot") { try image.remove(path) }
+        let again = try Fixture.log(Fixture.directory(image), configuration(segmentBytes: 300))
+        #expect(again.producers.entries[5]?.lastSequence == 1)
+    }
+
+    @Test func `more keys than fit are compacted in several passes`() throws {
+        let log = try Fixture.log(Fixture.directory(SimulatedDisk()), configuration())
+        for round in 0..<4 {
+            for key in 0..<20 { try Fixture.append(log, batch([("k\(key)", "r\(round)")])) }
+        }
+        var passes = 0
+        while try compact(log, now: at(0), keyLimit: 7), passes < 40 { passes += 1 }
+        let found = try records(log)
+        for key in 0..<20 { #expect(found.last { $0.key == "k\(key)" }?.value == "r3") }
+        #expect(found.count < 40)
+    }
+
+    @Test func `nothing is planned when little is dirty, above the ceiling or while a pass runs`() throws {
+        let log = try Fixture.log(Fixture.directory(SimulatedDisk()), configuration(segmentBytes: 300))
+        for index in 0..<20 { try Fixture.append(log, batch([("k\(index % 2)", "v\(index)")])) }
+        #expect(try log.planCompaction(now: at(0), ceiling: Offset(1)) == nil)
+        let plan = try #require(try log.planCompaction(now: at(0), ceiling: Offset(20)))
+        #expect(try log.planCompaction(now: at(0), ceiling: Offset(20)) == nil)
+        try log.installCompaction(try plan.run(), now: at(0))
+        #expect(try log.planCompaction(now: at(0), ceiling: Offset(20), force: true) == nil, "renames not flushed")
+        try Fixture.flush(log)
+        #expect(try log.planCompaction(now: at(0), ceiling: Offset(20)) == nil, "nothing is dirty")
+    }
+
+    @Test func `half-done files of a pass are cleared away at the next start`() throws {
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk), configuration(segmentBytes: 300))
+        for index in 0..<20 { try Fixture.append(log, batch([("k\(index % 2)", "v\(index)")])) }
+        let plan = try #require(try log.planCompaction(now: at(0), ceiling: Offset(20)))
+        _ = try plan.run()
+        #expect(disk.files.contains { $0.hasSuffix(".cleaned") })
+        let image = disk.crashed(seed: 1)
+        let again = try Fixture.log(Fixture.directory(image), configuration(segmentBytes: 300))
+        #expect(!image.files.contains { $0.hasSuffix(".cleaned") })
+        #expect(try records(again).count == 20)
+    }
+
+    @Test func `a damaged segment stops the pass and is left as it is`() throws {
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk), configuration(segmentBytes: 300))
+        for index in 0..<20 { try Fixture.append(log, batch([("k\(index % 2)", "v\(index)")])) }
+        disk.flip(Fixture.logPath(0), byte: 80, bit: 2)
+        let plan = try #require(try log.planCompaction(now: at(0), ceiling: Offset(20)))
+        #expect(throws: StorageError.self) { try plan.run() }
+        log.abandonCompaction()
+        #expect(log.segmentCount > 3)
+    }
+}

@@ -1,0 +1,142 @@
+import MartletLogModel
+import MartletRecordBatch
+import MartletSimulatorKit
+import MartletStorage
+import NIOCore
+import Testing
+
+@Suite struct DiskFaultTests {
+    private func check(_ log: SimulatedLog, has count: Int, _ comment: String) throws {
+        #expect(try Fixture.offsets(Fixture.readAll(log)) == (0..<count).map { Int64($0) }, "\(comment)")
+    }
+
+    @Test(arguments: [SimulatedOperation.write, .create, .truncate, .rename, .createDirectory])
+    func `no space at any operation is a clear error, undone, and over when there is space`(
+        operation: SimulatedOperation
+    ) throws {
+        for skipping in 0..<40 {
+            let disk = SimulatedDisk()
+            let directory = try Fixture.directory(disk)
+            let log = try Fixture.log(directory, .small(segmentBytes: 400))
+            disk.fail(operation, .noSpace, skipping: skipping)
+            var written = 0
+            for index in 0..<12 {
+                do {
+                    try Fixture.append(log, Fixture.batch(bytes: 80, seed: UInt64(index)), flush: false)
+                    written += 1
+                } catch let error as StorageError {
+                    guard case .diskFull = error else {
+                        Issue.record("\(operation) \(skipping): \(error)")
+                        return
+                    }
+                    #expect(log.logEndOffset == Offset(Int64(written)))
+                    #expect(log.writtenEndOffset == Offset(Int64(written)))
+                }
+                if case .full = directory.state {
+                    #expect(throws: AppendError.self) { try Fixture.stage(log, Fixture.batch()) }
+                    // Reads go on.
+                    try check(log, has: written, "\(operation) \(skipping)")
+                    #expect(directory.refreshDiskState() == .ok)
+                }
+            }
+            if let work = log.takeFlush() {
+                let result = work.run()
+                log.flushCompleted(result)
+                // A flush that cannot write its small files is a failed flush.
+                if result.failure != nil { continue }
+            }
+            try check(log, has: written, "\(operation) \(skipping)")
+            let again = try Fixture.log(Fixture.directory(disk.crashed(seed: 0)), .small(segmentBytes: 400))
+            try check(again, has: written, "\(operation) \(skipping) after a power cut")
+        }
+    }
+
+    @Test func `a full disk refuses writes, lets internal topics and deletes go on, and recovers`() throws {
+        let disk = SimulatedDisk(capacity: 60_000)
+        var configuration = SimulatedDirectory.Configuration()
+        configuration.reserveBytes = 10_000
+        configuration.freeSpaceFloorBytes = 5_000
+        let directory = try Fixture.directory(disk, configuration: configuration)
+        let log = try Fixture.log(directory, .small(segmentBytes: 8_000))
+        var internalTopic = LogConfiguration.small(segmentBytes: 8_000)
+        internalTopic.mayUseReserve = true
+        let offsets = try Fixture.log(
+            directory, internalTopic, partition: TopicPartition(TopicName.consumerOffsets, 0))
+        var count = 0
+        while case .ok = directory.state {
+            do {
+                try Fixture.append(log, Fixture.batch(bytes: 900, seed: UInt64(count)))
+                count += 1
+            } catch {
+                break
+            }
+        }
+        guard case .full = directory.state else {
+            Issue.record("state is \(directory.state)")
+            return
+        }
+        #expect(count > 40)
+        let error = #expect(throws: AppendError.self) { try Fixture.stage(log, Fixture.batch()) }
+        #expect(error?.errorCode == .kafkaStorageError)
+        #expect(error?.description.contains("full") == true)
+        #expect(directory.refreshDiskState() != .ok)
+        // The reserve was given up: commits and checkpoints go on.
+        for index in 0..<5 { try Fixture.append(offsets, Fixture.batch(bytes: 500, seed: UInt64(index))) }
+        try directory.writeCheckpoints()
+        #expect(try Fixture.readAll(log).count == count)
+        // A user deletes records: space comes back, and with it the writes.
+        let work = try #require(try log.deleteRecords(before: Offset(30), highWatermark: log.flushedEndOffset))
+        try work.run()
+        try log.adoptLogStart(now: Fixture.now)
+        try #require(log.purgeDeleted(now: Timestamp(milliseconds: Fixture.now.rawValue + 60_000))).run()
+        #expect(directory.refreshDiskState() == .ok)
+        try Fixture.append(log, Fixture.batch(bytes: 900))
+        #expect(log.logEndOffset == Offset(Int64(count + 1)))
+    }
+
+    @Test func `a failed flush is final for the directory, and what was acknowledged survives`() throws {
+        for skipping in 0..<12 {
+            let disk = SimulatedDisk()
+            let directory = try Fixture.directory(disk)
+            let log = try Fixture.log(directory, .small(segmentBytes: 400))
+            disk.fail(.sync, .inputOutput, skipping: skipping)
+            var acknowledged = 0
+            for index in 0..<12 {
+                do {
+                    try Fixture.append(log, Fixture.batch(bytes: 80, seed: UInt64(index)))
+                    acknowledged = index + 1
+                } catch {
+                    break
+                }
+            }
+            #expect(log.flushedEndOffset == Offset(Int64(acknowledged)))
+            guard case .failed = directory.state else {
+                Issue.record("flush \(skipping): state is \(directory.state)")
+                continue
+            }
+            #expect(throws: AppendError.self) { try Fixture.stage(log, Fixture.batch()) }
+            #expect(throws: ReadError.self) {
+                try log.locate(from: .zero, upTo: Offset(1), maxBytes: 1, minOneBatch: true)
+            }
+            // The disk "works" again: nothing may count as flushed all the same.
+            disk.clearFaults()
+            #expect(directory.refreshDiskState() != .ok)
+            for seed in 0..<6 as Range<UInt64> {
+                let again = try Fixture.log(Fixture.directory(disk.crashed(seed: seed)), .small(segmentBytes: 400))
+                #expect(again.logEndOffset >= Offset(Int64(acknowledged)), "flush \(skipping) image \(seed)")
+            }
+        }
+    }
+
+    @Test func `an input or output error of a read takes the directory out of service`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory, .small(segmentBytes: 400))
+        for index in 0..<9 { try Fixture.append(log, Fixture.batch(bytes: 80, seed: UInt64(index))) }
+        disk.fail(.read, .inputOutput)
+        let error = #expect(throws: ReadError.self) {
+            try log.locate(from: .zero, upTo: Offset(1), maxBytes: 1, minOneBatch: true)
+        }
+        #expect(error?.errorCode == .kafkaStorageError)
+    }
+}

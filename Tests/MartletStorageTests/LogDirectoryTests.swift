@@ -1,0 +1,172 @@
+import MartletLogModel
+import MartletRecordBatch
+import MartletSimulatorKit
+import MartletStorage
+import NIOCore
+import Testing
+
+@Suite struct LogDirectoryTests {
+    private func open(
+        _ disk: SimulatedDisk, cluster: String? = "cluster", node: Int32 = 1
+    ) throws -> SimulatedDirectory {
+        try SimulatedDirectory.open(
+            Fixture.root, disk: disk, clusterID: cluster, nodeID: BrokerID(node),
+            newDirectoryID: UniversalID(high: 1, low: 2))
+    }
+
+    @Test func `a directory has one user at a time`() throws {
+        let disk = SimulatedDisk()
+        let first = try open(disk)
+        #expect(throws: StorageError.self) { try open(disk) }
+        try first.close(clean: true)
+        _ = try open(disk)
+    }
+
+    @Test func `another cluster's or node's directory is refused with the reason`() throws {
+        let disk = SimulatedDisk()
+        try open(disk).close(clean: true)
+        let error = #expect(throws: StorageError.self) { try open(disk, cluster: "other") }
+        #expect(error?.description.contains("belongs to cluster cluster, not other") == true)
+        let image = disk.crashed(seed: 1)
+        let second = #expect(throws: StorageError.self) { try open(image, node: 2) }
+        #expect(second?.description.contains("node 1, not 2") == true)
+    }
+
+    @Test func `the clean-shutdown mark tells the broker epoch and counts once`() throws {
+        let disk = SimulatedDisk()
+        let first = try open(disk)
+        #expect(!first.wasCleanShutdown)
+        try first.close(clean: true, brokerEpoch: 77)
+        #expect(disk.content("/data/.kafka_cleanshutdown") == Array("{\"version\":0,\"brokerEpoch\":77}".utf8))
+        let second = try open(disk)
+        #expect(second.wasCleanShutdown)
+        #expect(second.previousBrokerEpoch == 77)
+        #expect(try !open(disk.crashed(seed: 0)).wasCleanShutdown)
+    }
+
+    @Test func `a partition with durable offsets whose folder is gone is offline, not empty`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory)
+        try Fixture.append(log, Fixture.batch())
+        try Fixture.close(log, directory)
+        for path in disk.files where path.contains("orders-0") { try disk.remove(path) }
+        try disk.removeDirectory("/data/orders-0")
+        let again = try Fixture.directory(disk)
+        #expect(again.partitions == [Fixture.partition])
+        let error = #expect(throws: StorageError.self) { try Fixture.log(again) }
+        #expect(error?.description.contains("missing") == true)
+    }
+
+    @Test func `a folder without its segments is offline, not empty`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory)
+        try Fixture.append(log, Fixture.batch())
+        try Fixture.close(log, directory)
+        try disk.remove(Fixture.logPath(0))
+        #expect(throws: StorageError.self) { try Fixture.log(Fixture.directory(disk)) }
+    }
+
+    @Test func `a log cut below its recovery point is damaged, not shorter`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory)
+        for index in 0..<5 { try Fixture.append(log, Fixture.batch(seed: UInt64(index))) }
+        try Fixture.close(log, directory)
+        let content = try #require(disk.content(Fixture.logPath(0)))
+        let header = try RecordBatchHeader(reading: ByteBuffer(bytes: content))
+        disk.setContent(Fixture.logPath(0), Array(content[..<(header.totalByteCount * 3)]))
+        let again = try Fixture.log(Fixture.directory(disk))
+        #expect(again.damage?.offset == Offset(3))
+        #expect(try Fixture.readAll(again).count == 3)
+    }
+
+    @Test func `a folder of another topic id is not used`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory)
+        try Fixture.append(log, Fixture.batch())
+        try Fixture.close(log, directory)
+        let again = try Fixture.directory(disk)
+        let error = #expect(throws: StorageError.self) {
+            try SimulatedLog.open(
+                directory: again, topicPartition: Fixture.partition, topicID: UniversalID(high: 1, low: 1),
+                configuration: LogConfiguration(), now: Fixture.now)
+        }
+        #expect(error?.description.contains("topic id") == true)
+        #expect(disk.content("/data/orders-0/partition.metadata") == Array("version: 0\ntopic_id: \(Fixture.topicID)\n".utf8))
+    }
+
+    @Test func `unknown folders are reported and left alone`() throws {
+        let disk = SimulatedDisk()
+        try open(disk).close(clean: true)
+        try disk.createDirectory("/data/what-is-this")
+        try disk.createDirectory("/data/topic-01")
+        let again = try open(disk)
+        #expect(again.unknownNames == ["topic-01", "what-is-this"])
+        try again.close(clean: true)
+        #expect(try disk.list("/data").contains("what-is-this"))
+    }
+
+    @Test func `a deleted partition's name is free at once and its files go later`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory)
+        try Fixture.append(log, Fixture.batch())
+        try log.close(clean: true)
+        let removal = try directory.deletePartition(Fixture.partition, uniqueSuffix: UniversalID(high: 3, low: 4))
+        let fresh = try Fixture.log(directory)
+        #expect(fresh.logEndOffset == .zero)
+        try Fixture.append(fresh, Fixture.batch())
+        // The process dies before the removal: the next start finishes it.
+        let image = disk.crashed(seed: 0)
+        try #require(removal).run()
+        #expect(!disk.files.contains { $0.contains("-delete") })
+        let again = try Fixture.directory(image)
+        let unfinished = again.unfinishedDeletions()
+        #expect(unfinished.count == 1)
+        for work in unfinished { try work.run() }
+        #expect(!image.files.contains { $0.contains("-delete") })
+        #expect(try Fixture.log(again).logEndOffset == Offset(1))
+    }
+
+    @Test func `checkpoint files have Kafka's text`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory)
+        try Fixture.append(log, Fixture.batch(count: 4))
+        log.recordHighWatermark(Offset(3))
+        try #require(try log.deleteRecords(before: Offset(2), highWatermark: Offset(3))).run()
+        func text(_ name: String) -> String? { disk.content("/data/" + name).map { String(decoding: $0, as: UTF8.self) } }
+        #expect(text("recovery-point-offset-checkpoint") == "0\n1\norders 0 4\n")
+        #expect(text("log-start-offset-checkpoint") == "0\n1\norders 0 2\n")
+        #expect(text("replication-offset-checkpoint") == "0\n1\norders 0 3\n")
+        #expect(text("orders-0/leader-epoch-checkpoint") == "0\n1\n0 0\n")
+    }
+
+    @Test(arguments: ["", "1\n0\n", "0\n2\na 0 1\n", "0\n1\na 0 -1\n", "0\n1\na b 1\n", "0\n1\na 0\n", "0\n1\n.. 0 1\n"])
+    func `a damaged checkpoint file is refused, not guessed at`(text: String) throws {
+        #expect(OffsetCheckpoint.decode(ByteBuffer(string: text)) == nil)
+        let disk = SimulatedDisk()
+        try open(disk).close(clean: true)
+        disk.setContent("/data/recovery-point-offset-checkpoint", Array(text.utf8))
+        #expect(throws: StorageError.self) { try open(disk) }
+    }
+
+    @Test func `partition folder names are parsed strictly`() {
+        #expect(SimulatedDirectory.partition(of: "a-b-3") == TopicPartition("a-b", 3))
+        for name in ["a", "-1", "a-", "a-x", "a-01", "a--1", "..-1", "a-99999999999", "a b-1"] {
+            #expect(SimulatedDirectory.partition(of: name) == nil || name == "a--1", "\(name)")
+        }
+    }
+
+    @Test func `segment file names are parsed strictly`() {
+        #expect(LogFileName.make(42, "log") == "00000000000000000042.log")
+        let parsed = LogFileName.parse("00000000000000000042.log")
+        #expect(parsed?.offset == 42 && parsed?.kind == "log")
+        for name in ["42.log", "0000000000000000004x.log", "99999999999999999999.log", "00000000000000000042", ""] {
+            #expect(LogFileName.parse(name) == nil)
+        }
+    }
+}

@@ -1,0 +1,203 @@
+import MartletLogModel
+import MartletRecordBatch
+import MartletSimulatorKit
+import MartletStorage
+import NIOCore
+import Testing
+
+@Suite struct RecoveryTests {
+    /// Ten one-record batches in one segment; nothing closed.
+    private func disk(segmentBytes: Int = 1 << 20, checkpointAfter: Int = 0) throws -> SimulatedDisk {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory, .small(segmentBytes: segmentBytes))
+        for index in 0..<10 {
+            try Fixture.append(log, Fixture.batch(bytes: 100, seed: UInt64(index)))
+            if index + 1 == checkpointAfter { try directory.writeCheckpoints() }
+        }
+        return disk.crashed(seed: 0)
+    }
+
+    private var batchBytes: Int { Fixture.batch(bytes: 100).readableBytes }
+
+    @Test func `a tail torn at any byte is cut back to the last whole batch`() throws {
+        let source = try disk()
+        let whole = try #require(source.content(Fixture.logPath(0)))
+        for size in stride(from: whole.count - 2 * batchBytes, to: whole.count, by: 7) {
+            let image = source.crashed(seed: 1)
+            image.setContent(Fixture.logPath(0), Array(whole[..<size]))
+            let log = try Fixture.log(Fixture.directory(image), .small())
+            #expect(log.damage == nil)
+            #expect(log.logEndOffset == Offset(Int64(size / batchBytes)))
+            #expect(log.recovery.truncatedBytes == size % batchBytes)
+            #expect(image.content(Fixture.logPath(0))?.count == size / batchBytes * batchBytes)
+        }
+    }
+
+    @Test func `garbage and zeros behind the last batch are cut`() throws {
+        for filler in [0, 0xff, 2] as [UInt8] {
+            let image = try disk()
+            let whole = try #require(image.content(Fixture.logPath(0)))
+            image.setContent(Fixture.logPath(0), whole + [UInt8](repeating: filler, count: 5000))
+            let log = try Fixture.log(Fixture.directory(image), .small())
+            #expect(log.logEndOffset == Offset(10))
+            #expect(log.recovery.truncatedBytes == 5000)
+            #expect(log.damage == nil)
+        }
+    }
+
+    @Test func `a bad batch with a valid one behind it is damage: kept, quarantined, refused until repaired`() throws {
+        let image = try disk()
+        let whole = try #require(image.content(Fixture.logPath(0)))
+        image.flip(Fixture.logPath(0), byte: 4 * batchBytes + 80, bit: 3)
+        let log = try Fixture.log(Fixture.directory(image), .small())
+        #expect(log.damage?.offset == Offset(4))
+        #expect(image.content(Fixture.logPath(0))?.count == whole.count, "nothing was cut")
+        let copy = try #require(image.content("/data/.quarantine/orders-0/00000000000000000004.bytes"))
+        #expect(copy.count == 6 * batchBytes)
+        #expect(try Fixture.offsets(Fixture.readAll(log)) == [0, 1, 2, 3])
+        let append = #expect(throws: AppendError.self) { try Fixture.stage(log, Fixture.batch()) }
+        #expect(append?.errorCode == .kafkaStorageError)
+        #expect(append?.description.contains("martlet log repair") == true)
+        let read = #expect(throws: ReadError.self) {
+            try log.locate(from: Offset(4), upTo: Offset(10), maxBytes: 1, minOneBatch: true)
+        }
+        #expect(read?.errorCode == .kafkaStorageError)
+
+        // The same after another start, with one copy all the same.
+        let again = try Fixture.log(Fixture.directory(image.crashed(seed: 1)), .small())
+        #expect(again.damage?.offset == Offset(4))
+        #expect(again.recovery.quarantinedBytes == 0)
+
+        try log.repair()
+        #expect(log.damage == nil)
+        #expect(try Fixture.append(log, Fixture.batch()) == .staged(base: Offset(4), last: Offset(4), appendTimestamp: nil))
+        let repaired = try Fixture.log(Fixture.directory(image.crashed(seed: 0)), .small())
+        #expect(repaired.damage == nil)
+        #expect(try Fixture.offsets(Fixture.readAll(repaired)) == [0, 1, 2, 3, 4])
+    }
+
+    @Test func `damage in an earlier segment stops the log there`() throws {
+        let image = try disk(segmentBytes: 400)
+        image.flip(Fixture.logPath(2), byte: 70, bit: 0)
+        let log = try Fixture.log(Fixture.directory(image), .small(segmentBytes: 400))
+        #expect(log.damage?.offset == Offset(2))
+        try log.repair()
+        try Fixture.append(log, Fixture.batch(seed: 99))
+        #expect(try Fixture.offsets(Fixture.readAll(log)) == [0, 1, 2])
+        #expect(!image.files.contains(Fixture.logPath(4)))
+    }
+
+    @Test func `only what lies behind the recovery point is checked`() throws {
+        let log = try Fixture.log(Fixture.directory(disk(checkpointAfter: 7)), .small())
+        #expect(log.recovery.wasChecked)
+        #expect(log.recovery.checkedBytes == 3 * batchBytes)
+        #expect(log.logEndOffset == Offset(10))
+    }
+
+    @Test func `bad bytes before the recovery point are damage even with nothing behind them`() throws {
+        let image = try disk(checkpointAfter: 10)
+        let whole = try #require(image.content(Fixture.logPath(0)))
+        image.setContent(Fixture.logPath(0), Array(whole[..<(whole.count - 1)]))
+        let log = try Fixture.log(Fixture.directory(image), .small())
+        #expect(log.damage?.offset == Offset(9))
+    }
+
+    @Test func `index files that are missing, cut, zeroed or full of nonsense change no answer`() throws {
+        let source = try disk(segmentBytes: 600)
+        var generator = SplitMix64(seed: 5)
+        for round in 0..<40 {
+            let image = source.crashed(seed: 1)
+            for path in image.files where path.hasSuffix("index") {
+                guard let bytes = image.content(path) else { continue }
+                switch Int.random(in: 0..<5, using: &generator) {
+                case 0: try image.remove(path)
+                case 1: image.setContent(path, Array(bytes.prefix(Int.random(in: 0...bytes.count, using: &generator))))
+                case 2: image.setContent(path, [UInt8](repeating: 0, count: bytes.count))
+                case 3: image.setContent(path, bytes.map { _ in UInt8.random(in: 0...255, using: &generator) })
+                case _: image.setContent(path, bytes + bytes)
+                }
+            }
+            let log = try Fixture.log(Fixture.directory(image), .small(segmentBytes: 600))
+            #expect(log.logEndOffset == Offset(10), "round \(round)")
+            for offset in 0..<10 as Range<Int64> {
+                let region = try log.locate(from: Offset(offset), upTo: Offset(10), maxBytes: 1, minOneBatch: true)
+                #expect(region.baseOffset == Offset(offset), "round \(round)")
+            }
+            #expect(try Fixture.offsets(Fixture.readAll(log)) == Array(0..<10))
+        }
+    }
+
+    @Test func `a batch inside a torn record is not taken for a later batch`() throws {
+        // The payload of the torn batch is itself a valid batch, but of offset 0: it cannot follow offset 3.
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk), .small(segmentBytes: 1 << 20))
+        for index in 0..<3 { try Fixture.append(log, Fixture.batch(seed: UInt64(index))) }
+        var builder = RecordBatchBuilder()
+        try builder.append(key: nil, value: Fixture.batch(bytes: 50), timestamp: 1)
+        try builder.append(key: nil, value: ByteBuffer(repeating: 7, count: 2000), timestamp: 1)
+        try Fixture.append(log, try builder.build())
+        let image = disk.crashed(seed: 1)
+        let whole = try #require(image.content(Fixture.logPath(0)))
+        image.setContent(Fixture.logPath(0), Array(whole.dropLast(100)))
+        let again = try Fixture.log(Fixture.directory(image))
+        #expect(again.damage == nil)
+        #expect(again.logEndOffset == Offset(3))
+    }
+
+    @Test func `the leader epoch file is made anew when it is lost`() throws {
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk))
+        for epoch in [0, 0, 3, 4, 4] as [Int32] { try Fixture.append(log, Fixture.batch(), epoch: epoch) }
+        for damage in 0..<2 {
+            let image = disk.crashed(seed: 0)
+            if damage == 0 {
+                try image.remove("/data/orders-0/leader-epoch-checkpoint")
+            } else {
+                image.setContent("/data/orders-0/leader-epoch-checkpoint", Array("rubbish".utf8))
+            }
+            let again = try Fixture.log(Fixture.directory(image))
+            #expect(again.leaderEpochs == log.leaderEpochs)
+        }
+    }
+
+    @Test func `scrub finds every kind of flip that the checksum does not cover`() throws {
+        let source = try disk(segmentBytes: 600)
+        // Base offset, length, epoch, magic, checksum, and the body, in the second batch.
+        for byte in [7, 11, 15, 16, 18, 21, 60, 100] {
+            let image = source.crashed(seed: 1)
+            let directory = try Fixture.directory(image)
+            let log = try Fixture.log(directory, .small(segmentBytes: 600))
+            image.flip(Fixture.logPath(0), byte: batchBytes + byte, bit: 1)
+            let result = try log.verify()
+            #expect(result.findings.first?.offset == Offset(1), "byte \(byte)")
+        }
+        let sound = try Fixture.log(Fixture.directory(source), .small(segmentBytes: 600))
+        #expect(try sound.verify().findings.isEmpty)
+        // In steps as well.
+        var next = Offset.zero
+        var bytes = 0
+        while next < sound.logEndOffset {
+            let result = try sound.scrub(from: next, maxBytes: 200).run()
+            #expect(result.nextOffset > next)
+            bytes += result.checkedBytes
+            next = result.nextOffset
+        }
+        #expect(bytes == 10 * batchBytes)
+    }
+
+    @Test func `a segment file can be read by its path, damage included`() throws {
+        let image = try disk()
+        image.flip(Fixture.logPath(0), byte: 4 * batchBytes + 16, bit: 3)
+        image.flip(Fixture.logPath(0), byte: 7 * batchBytes + 90, bit: 3)
+        var reader = try SegmentReader(path: Fixture.logPath(0), disk: image)
+        var seen: [String] = []
+        while let item = try reader.next() {
+            switch item {
+            case .batch(_, let header, _, let matches): seen.append("\(header.baseOffset)\(matches ? "" : "!")")
+            case .invalid(_, let byteCount, _): seen.append("invalid \(byteCount)")
+            }
+        }
+        #expect(seen == ["0", "1", "2", "3", "invalid \(batchBytes)", "5", "6", "7!", "8", "9"])
+    }
+}

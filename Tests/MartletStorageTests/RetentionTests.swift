@@ -1,0 +1,132 @@
+import MartletLogModel
+import MartletRecordBatch
+import MartletSimulatorKit
+import MartletStorage
+import NIOCore
+import Testing
+
+@Suite struct RetentionTests {
+    private let minute: Int64 = 60_000
+
+    private func log(
+        _ disk: SimulatedDisk, milliseconds: Int64? = nil, bytes: Int? = nil
+    ) throws -> SimulatedLog {
+        var configuration = LogConfiguration.small(segmentBytes: 400)
+        configuration.retentionMilliseconds = milliseconds
+        configuration.retentionBytes = bytes
+        return try Fixture.log(Fixture.directory(disk), configuration)
+    }
+
+    private func at(_ milliseconds: Int64) -> Timestamp {
+        Timestamp(milliseconds: Fixture.now.rawValue + milliseconds)
+    }
+
+    private func apply(_ log: SimulatedLog, now: Timestamp, highWatermark: Offset? = nil) throws {
+        if let work = try log.applyRetention(now: now, highWatermark: highWatermark ?? log.flushedEndOffset) {
+            try work.run()
+            try log.adoptLogStart(now: now)
+        }
+    }
+
+    /// One batch a minute; two to a segment.
+    private func fill(_ log: SimulatedLog, _ count: Int, timestamp: (Int64) -> Int64) throws {
+        for index in 0..<Int64(count) {
+            try Fixture.append(
+                log, Fixture.batch(bytes: 100, seed: UInt64(index), timestamp: timestamp(index)),
+                now: at(index * minute))
+        }
+    }
+
+    @Test func `old segments go, young ones stay`() throws {
+        let log = try log(SimulatedDisk(), milliseconds: 5 * minute)
+        try fill(log, 10) { Fixture.now.rawValue + $0 * minute }
+        try apply(log, now: at(9 * minute))
+        #expect(log.logStartOffset == Offset(4))
+        #expect(try Fixture.offsets(Fixture.readAll(log)) == Array(4..<10))
+        #expect(throws: ReadError.offsetOutOfRange(start: Offset(4), end: Offset(10))) {
+            try log.locate(from: Offset(3), upTo: Offset(10), maxBytes: 1, minOneBatch: true)
+        }
+    }
+
+    @Test func `a record timestamp in the future does not pin a segment`() throws {
+        let log = try log(SimulatedDisk(), milliseconds: 5 * minute)
+        try fill(log, 10) { _ in Fixture.now.rawValue + 1_000_000 * minute }
+        try apply(log, now: at(9 * minute))
+        #expect(log.logStartOffset == Offset(4))
+    }
+
+    @Test func `nothing at or above the high watermark goes`() throws {
+        let log = try log(SimulatedDisk(), milliseconds: 1)
+        try fill(log, 10) { Fixture.now.rawValue + $0 * minute }
+        try apply(log, now: at(10_000 * minute), highWatermark: Offset(5))
+        #expect(log.logStartOffset == Offset(4))
+    }
+
+    @Test func `everything may go and the log end stays, also after a power cut`() throws {
+        let disk = SimulatedDisk()
+        let log = try log(disk, milliseconds: minute)
+        try fill(log, 10) { Fixture.now.rawValue + $0 * minute }
+        try apply(log, now: at(10_000 * minute))
+        #expect(log.logStartOffset == Offset(10))
+        #expect(log.logEndOffset == Offset(10))
+        for seed in 0..<20 as Range<UInt64> {
+            let again = try self.log(disk.crashed(seed: seed), milliseconds: minute)
+            #expect(again.logStartOffset == Offset(10), "image \(seed)")
+            #expect(again.logEndOffset == Offset(10), "image \(seed)")
+        }
+        try Fixture.append(log, Fixture.batch(), now: at(10_001 * minute))
+        #expect(try Fixture.offsets(Fixture.readAll(log)) == [10])
+    }
+
+    @Test func `size keeps at least what is allowed`() throws {
+        let log = try log(SimulatedDisk(), bytes: 700)
+        try fill(log, 10) { Fixture.now.rawValue + $0 * minute }
+        try apply(log, now: at(10 * minute))
+        #expect(log.byteCount >= 700)
+        #expect(log.byteCount < 700 + 400)
+    }
+
+    @Test func `a log start that was told never falls, whatever the crash`() throws {
+        let disk = SimulatedDisk()
+        let log = try log(disk)
+        try fill(log, 10) { Fixture.now.rawValue + $0 * minute }
+        let work = try #require(try log.deleteRecords(before: Offset(5), highWatermark: Offset(10)))
+        #expect(log.logStartOffset == .zero, "not before it is durable")
+        try work.run()
+        try log.adoptLogStart(now: at(0))
+        #expect(log.logStartOffset == Offset(5))
+        for seed in 0..<20 as Range<UInt64> {
+            let again = try self.log(disk.crashed(seed: seed))
+            #expect(again.logStartOffset == Offset(5), "image \(seed)")
+            #expect(again.logEndOffset == Offset(10), "image \(seed)")
+        }
+    }
+
+    @Test func `records above the high watermark cannot be deleted`() throws {
+        let log = try log(SimulatedDisk())
+        try fill(log, 4) { Fixture.now.rawValue + $0 * minute }
+        #expect(throws: ReadError.offsetOutOfRange(start: .zero, end: Offset(3))) {
+            try log.deleteRecords(before: Offset(4), highWatermark: Offset(3))
+        }
+        #expect(try log.deleteRecords(before: .zero, highWatermark: Offset(3)) == nil)
+    }
+
+    @Test func `a follower's cut takes records, epochs and producers with it, for good`() throws {
+        let disk = SimulatedDisk()
+        let log = try log(disk)
+        for index in 0..<10 as Range<Int32> {
+            try Fixture.append(log, Fixture.batch(bytes: 100, producer: (1, 0, index)), epoch: index / 3)
+        }
+        try log.truncate(to: Offset(5))
+        #expect(log.logEndOffset == Offset(5))
+        #expect(log.flushedEndOffset == Offset(5))
+        #expect(log.leaderEpochs.latest == LeaderEpoch(1))
+        #expect(log.producers.entries[1]?.lastSequence == 4)
+        for seed in 0..<10 as Range<UInt64> {
+            let again = try self.log(disk.crashed(seed: seed))
+            #expect(again.logEndOffset == Offset(5))
+        }
+        try Fixture.append(log, Fixture.batch(bytes: 100, seed: 77, producer: (1, 0, 5)), epoch: 9)
+        #expect(try Fixture.offsets(Fixture.readAll(log)) == Array(0..<6))
+    }
+}
