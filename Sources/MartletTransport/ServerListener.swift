@@ -5,8 +5,12 @@ internal import NIOPosix
 
 /// Accepts connections on one address and hands each to the request handler of its event loop.
 package final class ServerListener: Sendable {
-    /// Bytes asked of the kernel per read; measured best for large produce requests (512 KiB to 1 MiB).
-    private static let receiveByteCount = 512 * 1024
+    /// Most bytes asked of the kernel per read; measured best for large produce requests (512 KiB to 1 MiB).
+    private static let largestReceiveByteCount = 512 * 1024
+    /// Bytes asked for by a connection that was quiet: the buffer stays with the connection, and thousands
+    /// of idle ones must cost little. Doubles with each read that fills it.
+    private static let firstReceiveByteCount = 16 * 1024
+    private static let smallestReceiveByteCount = 2 * 1024
     /// Reads per readiness event, so that one loud connection does not starve the others of its loop.
     private static let readsPerTurn: UInt = 4
     /// Pending connections the kernel queues for us.
@@ -40,7 +44,10 @@ package final class ServerListener: Sendable {
             .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
             .childChannelOption(.maxMessagesPerRead, value: readsPerTurn)
             .childChannelOption(
-                .recvAllocator, value: FixedSizeRecvByteBufferAllocator(capacity: receiveByteCount))
+                .recvAllocator,
+                value: AdaptiveRecvByteBufferAllocator(
+                    minimum: smallestReceiveByteCount, initial: firstReceiveByteCount,
+                    maximum: largestReceiveByteCount))
             .childChannelOption(.writeBufferWaterMark, value: writeWaterMark)
             .serverChannelInitializer { channel in
                 // BBR, the default on many machines, paces loopback and data-centre links far below their
