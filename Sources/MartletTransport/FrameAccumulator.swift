@@ -47,6 +47,9 @@ package struct FrameAccumulator {
     /// Bytes held for a frame that has not arrived whole.
     package var partialByteCount: Int { partial?.readableBytes ?? 0 }
 
+    /// Bytes of the frame that has not arrived whole, with its prefix; `nil` while the prefix is incomplete.
+    package var partialExpectedByteCount: Int? { partialLength.map { $0 + Self.prefixByteCount } }
+
     /// Whether bytes are held that ``next()`` has not been asked for or that do not make a frame yet.
     package var holdsBytes: Bool { partial != nil || input.readableBytes > 0 }
 

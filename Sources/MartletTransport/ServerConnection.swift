@@ -51,7 +51,8 @@ package final class ServerConnection: ChannelInboundHandler {
     package typealias OutboundOut = IOData
 
     private enum Slot {
-        case waiting(reserved: Int)
+        /// `admitted`: the frame holds an admission of the memory budget.
+        case waiting(reserved: Int, admitted: Bool)
         case ready(ServerResponse)
     }
 
@@ -78,11 +79,19 @@ package final class ServerConnection: ChannelInboundHandler {
     private var readPaused = false
     private var closing = false
     private var partialReserved = 0
+    private var partialAdmitted = false
+    private var waitsForMemory = false
+    private var memoryCheckScheduled = false
     private var partialSince: NIODeadline?
     private var lastActivity: NIODeadline
 
     /// Smallest legal frame: api key, version, correlation id and a null client id.
     private static let smallestFrame = 10
+    /// A frame that has delivered more than this needs room for all of it before more is read. What comes
+    /// before costs its sender as much as us, so promises alone cannot fill the budget.
+    private static let freePartialByteCount = 64 * 1024
+    /// How soon a connection that waits for memory looks again.
+    private static let memoryCheckInterval: TimeAmount = .milliseconds(20)
 
     package init(
         id: UInt64, loop: any EventLoop, handler: any ServerRequestHandler, limits: ConnectionLimits,
@@ -138,8 +147,12 @@ package final class ServerConnection: ChannelInboundHandler {
         closing = true
         var release = partialReserved
         partialReserved = 0
+        if partialAdmitted { budget.endAdmission() }
+        partialAdmitted = false
         for slot in slots {
-            if case .waiting(let reserved) = slot { release += reserved }
+            guard case .waiting(let reserved, let admitted) = slot else { continue }
+            release += reserved
+            if admitted { budget.endAdmission() }
         }
         if release > 0 { budget.release(release) }
         slots.removeAll()
@@ -172,7 +185,8 @@ package final class ServerConnection: ChannelInboundHandler {
                 guard let frame = try accumulator.next() else { break }
                 let bytes = frame.readableBytes
                 budget.reserve(bytes)
-                slots.append(.waiting(reserved: bytes))
+                slots.append(.waiting(reserved: bytes, admitted: partialAdmitted))
+                partialAdmitted = false
                 handler.requestReceived(frame, ticket: firstTicket + UInt64(slots.count - 1), connection: self)
             }
         } catch {
@@ -180,19 +194,36 @@ package final class ServerConnection: ChannelInboundHandler {
             return
         }
         let held = accumulator.partialByteCount
-        if held != partialReserved {
-            if held > partialReserved {
-                budget.reserve(held - partialReserved)
-            } else {
-                budget.release(partialReserved - held)
-            }
-            partialReserved = held
-        }
+        reservePartial(held)
         if held == 0 {
             partialSince = nil
         } else if partialSince == nil {
             partialSince = lastActivity
         }
+    }
+
+    /// Counts the frame in progress: what has arrived of it while that is little, all of it from then on. A
+    /// frame that got its room is read to its end whatever else happens, so frames that block each other
+    /// half-read cannot exist.
+    private func reservePartial(_ held: Int) {
+        waitsForMemory = false
+        guard !partialAdmitted else { return }
+        if held > Self.freePartialByteCount {
+            let whole = max(held, accumulator.partialExpectedByteCount ?? held)
+            if budget.admit(whole - partialReserved) {
+                partialReserved = whole
+                partialAdmitted = true
+                partialSince = .now()
+                return
+            }
+            waitsForMemory = true
+        }
+        if held > partialReserved {
+            budget.reserve(held - partialReserved)
+        } else {
+            budget.release(partialReserved - held)
+        }
+        partialReserved = held
     }
 
     /// Answers one request. Tickets may be answered in any order; the bytes go out in request order.
@@ -203,11 +234,12 @@ package final class ServerConnection: ChannelInboundHandler {
             return
         }
         let index = Int(ticket - firstTicket)
-        guard index < slots.count, case .waiting(let reserved) = slots[index] else {
+        guard index < slots.count, case .waiting(let reserved, let admitted) = slots[index] else {
             discard(response)
             return
         }
         budget.release(reserved)
+        if admitted { budget.endAdmission() }
         slots[index] = .ready(response)
         guard index == 0 else { return }
         while case .ready(let next)? = slots.first {
@@ -291,7 +323,9 @@ package final class ServerConnection: ChannelInboundHandler {
 
     private func updateReading() {
         guard let context, !closing else { return }
-        let pause = slots.count >= limits.inFlightLimit || !context.channel.isWritable || !budget.hasRoom
+        let noMemory = waitsForMemory || (!partialAdmitted && !budget.hasRoom)
+        if noMemory { scheduleMemoryCheck() }
+        let pause = slots.count >= limits.inFlightLimit || !context.channel.isWritable || noMemory
         guard pause != readPaused else { return }
         readPaused = pause
         context.channel.setOption(.autoRead, value: !pause).whenFailure { [logger] error in
@@ -299,10 +333,26 @@ package final class ServerConnection: ChannelInboundHandler {
         }
     }
 
+    private func scheduleMemoryCheck() {
+        guard !memoryCheckScheduled else { return }
+        memoryCheckScheduled = true
+        loop.assumeIsolated().scheduleTask(in: Self.memoryCheckInterval) {
+            self.memoryCheckScheduled = false
+            guard !self.closing else { return }
+            self.drain()
+            self.flushNow()
+            self.updateReading()
+        }
+    }
+
     /// Called by the loop's sweeper about once a second: resumes reading when memory is free again, closes
     /// connections that idle or that never finish a frame.
     package func sweep(now: NIODeadline) {
         guard !closing else { return }
+        if waitsForMemory {
+            // The frame is late because we do not read it.
+            partialSince = now
+        }
         if let since = partialSince, now - since > limits.partialFrameLimit {
             reject("a request did not arrive whole within \(limits.partialFrameLimit.nanoseconds / 1_000_000_000) s")
         } else if slots.isEmpty, now - lastActivity > limits.idleLimit {
