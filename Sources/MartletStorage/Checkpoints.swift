@@ -11,9 +11,13 @@ package final class PartitionCheckpoint: Sendable {
     private let proposedLogStartValue: Atomic<Int64>
     private let durableLogStartValue: Atomic<Int64>
     private let highWatermarkValue: Atomic<Int64>
+    private let isCleanValue: Atomic<Bool>
 
-    init(partition: TopicPartition, recoveryPoint: Offset, logStart: Offset, highWatermark: Offset) {
+    init(
+        partition: TopicPartition, recoveryPoint: Offset, logStart: Offset, highWatermark: Offset, isClean: Bool
+    ) {
         self.partition = partition
+        self.isCleanValue = Atomic(isClean)
         self.recoveryPointValue = Atomic(recoveryPoint.rawValue)
         self.proposedLogStartValue = Atomic(logStart.rawValue)
         self.durableLogStartValue = Atomic(logStart.rawValue)
@@ -25,6 +29,10 @@ package final class PartitionCheckpoint: Sendable {
     package var durableLogStart: Offset { Offset(durableLogStartValue.load(ordering: .acquiring)) }
     package var proposedLogStart: Offset { Offset(proposedLogStartValue.load(ordering: .acquiring)) }
     package var highWatermark: Offset { Offset(highWatermarkValue.load(ordering: .acquiring)) }
+
+    /// The log was closed cleanly and nobody has opened it since: opening it needs no recovery.
+    var isClean: Bool { isCleanValue.load(ordering: .acquiring) }
+    func setClean(_ clean: Bool) { isCleanValue.store(clean, ordering: .releasing) }
 
     func setRecoveryPoint(_ offset: Offset) { recoveryPointValue.store(offset.rawValue, ordering: .releasing) }
     func setHighWatermark(_ offset: Offset) { highWatermarkValue.store(offset.rawValue, ordering: .releasing) }

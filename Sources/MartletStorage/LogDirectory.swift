@@ -123,6 +123,11 @@ package final class LogDirectory<D: Disk>: Sendable {
             try disk.replaceAtomically(metaPath, with: meta.encode())
         }
 
+        let markPath = path + "/" + CleanShutdownMark.fileName
+        let mark = try disk.readAll(markPath, limit: 1 << 12)
+        wasCleanShutdown = mark != nil
+        previousBrokerEpoch = mark.map { CleanShutdownMark.decode($0) }
+
         var table = Table()
         let recoveryPoints = try Self.readCheckpoint(OffsetCheckpoint.recoveryPoint, in: path, disk)
         let logStarts = try Self.readCheckpoint(OffsetCheckpoint.logStart, in: path, disk)
@@ -130,13 +135,15 @@ package final class LogDirectory<D: Disk>: Sendable {
         for partition in Set(recoveryPoints.keys).union(logStarts.keys).union(highWatermarks.keys) {
             table.checkpoints[partition] = PartitionCheckpoint(
                 partition: partition, recoveryPoint: recoveryPoints[partition] ?? .zero,
-                logStart: logStarts[partition] ?? .zero, highWatermark: highWatermarks[partition] ?? .zero)
+                logStart: logStarts[partition] ?? .zero, highWatermark: highWatermarks[partition] ?? .zero,
+                isClean: mark != nil)
         }
         for name in names where !name.hasPrefix(".") {
             if let partition = Self.partition(of: name) {
                 if table.checkpoints[partition] == nil {
                     table.checkpoints[partition] = PartitionCheckpoint(
-                        partition: partition, recoveryPoint: .zero, logStart: .zero, highWatermark: .zero)
+                        partition: partition, recoveryPoint: .zero, logStart: .zero, highWatermark: .zero,
+                        isClean: mark != nil)
                 }
             } else if name.hasSuffix("-delete") {
                 table.strayDeleted.append(name)
@@ -149,17 +156,10 @@ package final class LogDirectory<D: Disk>: Sendable {
         self.stateCode = Atomic(0)
 
         // The mark counts once: from here on the directory is dirty until the next clean close.
-        let markPath = path + "/" + CleanShutdownMark.fileName
-        if let bytes = try disk.readAll(markPath, limit: 1 << 12) {
-            wasCleanShutdown = true
-            previousBrokerEpoch = CleanShutdownMark.decode(bytes)
+        if mark != nil {
             try disk.remove(markPath)
             try disk.syncDirectory(path)
-        } else {
-            wasCleanShutdown = false
-            previousBrokerEpoch = nil
         }
-
         reserveHeld = Atomic(names.contains(Self.reserveName))
         restoreReserve()
     }
@@ -209,7 +209,7 @@ package final class LogDirectory<D: Disk>: Sendable {
         table.withLock { table in
             if let known = table.checkpoints[partition] { return known }
             let new = PartitionCheckpoint(
-                partition: partition, recoveryPoint: .zero, logStart: .zero, highWatermark: .zero)
+                partition: partition, recoveryPoint: .zero, logStart: .zero, highWatermark: .zero, isClean: false)
             table.checkpoints[partition] = new
             return new
         }

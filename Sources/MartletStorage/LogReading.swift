@@ -51,9 +51,15 @@ extension PartitionLog {
         from: Offset, upTo bound: Offset, maxBytes: Int, minOneBatch: Bool
     ) throws(ReadError) -> ColdLocate<D>? {
         guard let segment = try readableSegment(from: from, bound: bound) else { return nil }
+        // Only compaction leaves the end of a segment without batches.
+        var next: Segment<D>?
+        if configuration.compacts {
+            next = segments[(segmentIndex(for: from) + 1)...].first { $0.size > 0 && $0.baseOffset < bound }
+        }
         return ColdLocate(
-            view: try view(of: segment), partition: topicPartition, from: from,
-            bound: min(bound, writtenEndOffset), maxBytes: maxBytes, minOneBatch: minOneBatch)
+            view: try view(of: segment), next: try next.map { segment throws(ReadError) in try view(of: segment) },
+            partition: topicPartition, from: from, bound: min(bound, writtenEndOffset), maxBytes: maxBytes,
+            minOneBatch: minOneBatch)
     }
 
     /// Appends the region's bytes to `buffer`.

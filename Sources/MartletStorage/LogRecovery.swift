@@ -50,6 +50,8 @@ extension PartitionLog {
     }
 
     private func load(expected: UniversalID?, now: Timestamp) throws {
+        let wasClean = checkpoint.isClean
+        checkpoint.setClean(false)
         let names: [String]
         do {
             names = try disk.list(folder)
@@ -82,7 +84,7 @@ extension PartitionLog {
         loadEpochs(try disk.readAll(folder + "/" + LogFileName.leaderEpochCheckpoint, limit: 64 << 20))
 
         var isWhole = false
-        if directory.wasCleanShutdown { isWhole = try openTail(now: now) }
+        if wasClean { isWhole = try openTail(now: now) }
         if !isWhole { try recover(now: now) }
         leaderEpochs.truncate(toEnd: logEndOffset)
         if logStartOffset > logEndOffset { setEnds(logStartOffset, flushed: logStartOffset) }

@@ -38,6 +38,8 @@ package enum ReadOutcome: Equatable, Sendable {
 /// A look-up to be run where waiting for the disk is allowed.
 package struct ColdLocate<D: Disk>: Sendable {
     let view: SegmentView<D>
+    /// Where to go on when compaction has emptied the end of the first: the next segment with batches.
+    let next: SegmentView<D>?
     let partition: TopicPartition
     let from: Offset
     let bound: Offset
@@ -45,9 +47,15 @@ package struct ColdLocate<D: Disk>: Sendable {
     let minOneBatch: Bool
 
     package func run() throws(ReadError) -> LogRegion<D> {
-        try view.locate(
+        let region = try view.locate(
             from: from, upTo: bound, maxBytes: maxBytes, minOneBatch: minOneBatch, partition: partition,
             nonBlocking: false)
+        guard let next, region.isEmpty, try view.isExhausted(from: from, upTo: bound, nonBlocking: false) else {
+            return region
+        }
+        return try next.locate(
+            from: max(from, next.baseOffset), upTo: bound, maxBytes: maxBytes, minOneBatch: minOneBatch,
+            partition: partition, nonBlocking: false)
     }
 }
 

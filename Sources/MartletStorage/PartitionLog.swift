@@ -540,6 +540,7 @@ package final class PartitionLog<D: Disk> {
             flushCompleted(work.run())
             try directory.requireAlive()
         }
+        if damage == nil { checkpoint.setClean(true) }
     }
 }
 

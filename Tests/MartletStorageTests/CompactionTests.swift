@@ -88,6 +88,8 @@ import Testing
             for offset in 0..<120 as Range<Int64> {
                 let region = try log.locate(from: Offset(offset), upTo: Offset(120), maxBytes: 1, minOneBatch: true)
                 #expect(!region.isEmpty && region.nextOffset > Offset(offset), "offset \(offset)")
+                let cold = try log.coldLocate(from: Offset(offset), upTo: Offset(120), maxBytes: 1, minOneBatch: true)
+                #expect(try cold?.run().position == region.position)
             }
             #expect(try log.verify().findings.isEmpty)
         }

@@ -44,6 +44,25 @@ import Testing
         #expect(try !open(disk.crashed(seed: 0)).wasCleanShutdown)
     }
 
+    @Test func `a log that was let go uncleanly is checked when it is opened again in the same run`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        try Fixture.append(Fixture.log(directory), Fixture.batch())
+        try directory.close(clean: true)
+        let again = try Fixture.directory(disk)
+        let first = try Fixture.log(again)
+        #expect(!first.recovery.wasChecked)
+        try Fixture.append(first, Fixture.batch())
+        try first.close(clean: true)
+        let second = try Fixture.log(again)
+        #expect(!second.recovery.wasChecked)
+        try Fixture.append(second, Fixture.batch(), flush: false)
+        try second.close(clean: false)
+        let third = try Fixture.log(again)
+        #expect(third.recovery.wasChecked)
+        #expect(third.logEndOffset == Offset(3) && third.flushedEndOffset == Offset(3))
+    }
+
     @Test func `a partition with durable offsets whose folder is gone is offline, not empty`() throws {
         let disk = SimulatedDisk()
         let directory = try Fixture.directory(disk)
