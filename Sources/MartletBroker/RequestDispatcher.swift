@@ -8,6 +8,7 @@ package struct ServedAPI: Sendable {
     package let key: APIKey
     /// What ApiVersions says.
     package let advertised: ClosedRange<Int16>
+    private let encodeDefault: @Sendable (inout ProtocolWriter, Int16) throws(EncodeError) -> Void
     fileprivate let serve: @Sendable (inout ProtocolReader, RequestContext) throws(DecodeError) -> Void
 
     private init<Request: KafkaRequest>(
@@ -16,6 +17,9 @@ package struct ServedAPI: Sendable {
     ) {
         key = Request.apiKey
         self.advertised = advertised ?? Request.versions
+        encodeDefault = { (writer: inout ProtocolWriter, version: Int16) throws(EncodeError) in
+            try Request().encode(into: &writer, version: version)
+        }
         serve = { (reader: inout ProtocolReader, context: RequestContext) throws(DecodeError) in
             handle(try Request(reading: &reader, version: context.version), context)
         }
@@ -56,6 +60,11 @@ package struct ServedAPI: Sendable {
     ]
 
     private static let byKey: [Int16: ServedAPI] = Dictionary(uniqueKeysWithValues: all.map { ($0.key.rawValue, $0) })
+
+    /// Writes the body of a request with every field at its default, for tests of all keys and versions.
+    package func encodeDefaultRequest(into writer: inout ProtocolWriter, version: Int16) throws(EncodeError) {
+        try encodeDefault(&writer, version)
+    }
 
     package static func find(_ key: APIKey) -> ServedAPI? { byKey[key.rawValue] }
 }

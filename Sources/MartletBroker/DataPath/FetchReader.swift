@@ -101,6 +101,7 @@ extension Partition {
         case .success(let open): log = open
         case .failure(let unavailable): return FetchResult(error: unavailable.code)
         }
+        noteUse()
         let leadership = checkLeadership(currentLeaderEpoch: item.currentLeaderEpoch)
         guard leadership == .none else { return FetchResult(error: leadership) }
         var result = FetchResult()

@@ -59,6 +59,8 @@ package final class Partition: @unchecked Sendable {
     private var flushWanted = false
     private var closePromise: EventLoopPromise<Void>?
     private var closeClean = true
+    /// When a client last appended or fetched; see ``letGoIfUnused(since:)``.
+    private var lastUse = NIODeadline.now()
     /// Background work on the log (retention, compaction) that must not overlap.
     package var maintenanceRunning = false
 
@@ -202,6 +204,31 @@ package final class Partition: @unchecked Sendable {
         }
     }
 
+    /// Closes a log that nobody has used since `deadline`, so that memory and files follow use, not the number
+    /// of partitions. A request that arrives meanwhile opens it again.
+    func letGoIfUnused(since deadline: NIODeadline) {
+        guard case .open(let log) = phase, lastUse <= deadline, !isFlushing, !isDirty, !maintenanceRunning,
+            waiting.isEmpty, fetchWaiters.isEmpty
+        else { return }
+        phase = .opening([])
+        let transfer = LogTransfer(log)
+        let loop = self.loop
+        loop.services.workPool.submit { _ in
+            self.closeLog(transfer.log, clean: true)
+            loop.post { _ in self.wasLetGo() }
+        }
+    }
+
+    private func wasLetGo() {
+        guard case .opening(let queue) = phase else { return }
+        if queue.isEmpty {
+            phase = .closed
+            loop.forget(key)
+        } else {
+            open()
+        }
+    }
+
     /// Writes and flushes what is left and closes the files. The future succeeds in any case; a failed
     /// last flush is logged and leaves the log to recovery.
     func close(clean: Bool) -> EventLoopFuture<Void> {
@@ -249,6 +276,7 @@ package final class Partition: @unchecked Sendable {
     /// asked for is reached.
     package func append(_ item: consuming ProduceItem, for request: ProduceRequestState) {
         let index = item.index
+        lastUse = .now()
         switch stage(item.batch, header: item.header) {
         case .success(let outcome):
             staged.append(Staged(request: request, index: index, outcome: outcome))
@@ -457,6 +485,7 @@ package final class Partition: @unchecked Sendable {
         }
         replica.flushed(upTo: log.flushedEndOffset, into: &effects)
         runEffects()
+        log.recordHighWatermark(replica.highWatermark)
         if flushWanted { requestFlush() }
         if closePromise != nil, !isFlushing { finishClosing() }
     }
@@ -469,6 +498,8 @@ package final class Partition: @unchecked Sendable {
     package var leaderEpoch: LeaderEpoch? { replica.leaderEpoch }
 
     package func addFetchWaiter(_ waiter: FetchWaiter) { fetchWaiters.append(waiter) }
+
+    func noteUse() { lastUse = .now() }
 
     package func removeFetchWaiters(of fetch: FetchRequestState) {
         fetchWaiters.removeAll { $0.fetch === fetch }

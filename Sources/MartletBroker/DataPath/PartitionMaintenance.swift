@@ -93,20 +93,90 @@ extension Partition {
             }
         }
     }
+
+    /// Starts a compaction on the work pool if the log is dirty enough; the result is installed on the loop.
+    package func compactIfDue(now: Timestamp) {
+        guard !maintenanceRunning, case .success(let log) = openLog else { return }
+        let plan: CompactionPlan<PosixDisk>?
+        do throws(StorageError) {
+            try log.tick(now: now)
+            plan = try log.planCompaction(now: now, ceiling: highWatermark)
+        } catch {
+            loop.logger.error("compaction not planned", metadata: ["partition": "\(name)", "cause": "\(error)"])
+            return
+        }
+        guard let plan else { return }
+        maintenanceRunning = true
+        let loop = self.loop
+        loop.services.workPool.submit { _ in
+            let outcome = Result { () throws(StorageError) in try plan.run() }
+            loop.post { _ in self.compactionFinished(outcome) }
+        }
+    }
+
+    private func compactionFinished(_ outcome: Result<CompactionResult<PosixDisk>, StorageError>) {
+        maintenanceRunning = false
+        guard case .success(let log) = openLog else { return }
+        do throws(StorageError) {
+            let result = try outcome.get()
+            try log.installCompaction(result, now: WallClock.now())
+            loop.logger.info(
+                "compacted",
+                metadata: ["partition": "\(name)", "before": "\(result.bytesBefore)", "after": "\(result.bytesAfter)"])
+        } catch {
+            log.abandonCompaction()
+            loop.logger.error("compaction failed", metadata: ["partition": "\(name)", "cause": "\(error)"])
+        }
+        removeDeletedFiles()
+        requestFlush()
+    }
 }
 
 extension BrokerLoop {
+    /// A partition that nobody has used for this long is closed; the next request opens it again.
+    private static let unusedLimit: TimeAmount = .minutes(10)
+
     /// Retention for every partition of this loop that has files. One that nobody uses is opened for it and
-    /// let go again.
+    /// let go again, one after the other.
     package func sweepRetention() {
         let now = WallClock.now()
-        for partition in openPartitions { partition.whenOpen { $0.applyRetention(now: now) } }
+        for partition in openPartitions {
+            partition.whenOpen { partition in
+                partition.applyRetention(now: now)
+                partition.letGoIfUnused(since: .now() - Self.unusedLimit)
+            }
+        }
+        let onDisk = Set(services.directory.partitions)
+        var unopened: [PartitionKey] = []
+        for topic in image.sortedTopics() where topic.configuration.cleanupPolicy.contains(.delete) {
+            for index in topic.partitions.indices {
+                let key = PartitionKey(topicID: topic.id, partition: PartitionIndex(Int32(index)))
+                guard services.loops.loop(of: key) === self, existingPartition(key) == nil,
+                    onDisk.contains(TopicPartition(topic.name, Int32(index)))
+                else { continue }
+                unopened.append(key)
+            }
+        }
+        sweepUnopened(unopened[...])
     }
 
     package func sweepCompaction() {
         let now = WallClock.now()
         for partition in openPartitions where partition.topic.configuration.cleanupPolicy.contains(.compact) {
-            _ = (partition, now)
+            partition.whenOpen { $0.compactIfDue(now: now) }
+        }
+    }
+
+    private func sweepUnopened(_ keys: ArraySlice<PartitionKey>) {
+        guard let key = keys.first, !isStopping else { return }
+        guard existingPartition(key) == nil, let partition = partition(key) else {
+            eventLoop.execute { self.sweepUnopened(keys.dropFirst()) }
+            return
+        }
+        partition.whenOpen { partition in
+            partition.applyRetention(now: WallClock.now())
+            partition.letGoIfUnused(since: .now())
+            self.eventLoop.execute { self.sweepUnopened(keys.dropFirst()) }
         }
     }
 }

@@ -1,0 +1,81 @@
+import MartletBroker
+import MartletKafkaProtocol
+import MartletLogModel
+import MartletTestSupport
+import NIOCore
+import Testing
+
+@Suite(.timeLimit(.minutes(2))) struct RestartTests {
+    @Test func `topics, ids, configs and records survive a restart`() async throws {
+        try await withTemporaryFolder { folder in
+            var id = UniversalID.zero
+            var cluster = ""
+            try await withBroker(folder: folder) { broker in
+                let client = try WireClient(port: broker.address.port)
+                id = try client.createTopic("kept", partitions: 2, configs: ["retention.ms": "123456"])
+                _ = try client.produce(try makeBatch(["one", "two"]), topic: "kept", partition: 1)
+                cluster = broker.clusterID
+            }
+            try await withBroker(folder: folder) { broker in
+                #expect(broker.clusterID == cluster)
+                let client = try WireClient(port: broker.address.port)
+                let metadata = try client.call(MetadataRequest(topics: nil), version: 12)
+                #expect(metadata.topics.map(\.topicID) == [id])
+                let fetched = try client.call(client.fetchRequest("kept", from: 0, partition: 1), version: 12)
+                #expect(fetched.responses.first?.partitions.first?.highWatermark == 2)
+                var resource = DescribeConfigsRequest.DescribeConfigsResource()
+                resource.resourceType = 2
+                resource.resourceName = "kept"
+                resource.configurationKeys = ["retention.ms"]
+                var describe = DescribeConfigsRequest()
+                describe.resources = [resource]
+                let configs = try client.call(describe)
+                #expect(configs.results.first?.configs.first?.value == "123456")
+                let again = try client.produce(try makeBatch(["three"]), topic: "kept", partition: 1)
+                #expect(again.baseOffset == 2)
+            }
+        }
+    }
+
+    @Test func `producer ids are never handed out twice, restarts included`() async throws {
+        try await withTemporaryFolder { folder in
+            var seen: Set<Int64> = []
+            for _ in 0..<3 {
+                try await withBroker(folder: folder) { broker in
+                    let client = try WireClient(port: broker.address.port)
+                    for _ in 0..<5 {
+                        let response = try client.call(InitProducerIdRequest(), version: 4)
+                        #expect(seen.insert(response.producerID).inserted)
+                    }
+                }
+            }
+            #expect(seen.count == 15)
+        }
+    }
+
+    @Test func `a deleted topic that is created again starts empty with another id`() async throws {
+        try await withBroker { broker in
+            let client = try WireClient(port: broker.address.port)
+            let first = try client.createTopic("t")
+            _ = try client.produce(try makeBatch(["old"]), topic: "t")
+            var state = DeleteTopicsRequest.DeleteTopicState()
+            state.name = "t"
+            var request = DeleteTopicsRequest()
+            request.topics = [state]
+            #expect(try client.call(request).responses.first?.errorCode == 0)
+            #expect(try client.produce(try makeBatch(["x"]), topic: "t").errorCode
+                == ErrorCode.unknownTopicOrPartition.rawValue)
+            let second = try client.createTopic("t")
+            #expect(first != second)
+            #expect(try client.fetch("t", from: 0).highWatermark == 0)
+            #expect(try client.produce(try makeBatch(["new"]), topic: "t").baseOffset == 0)
+        }
+    }
+}
+
+extension MetadataRequest {
+    init(topics: [MetadataRequestTopic]?) {
+        self.init()
+        self.topics = topics
+    }
+}

@@ -1,0 +1,175 @@
+import Glibc
+import MartletKafkaProtocol
+import MartletLogModel
+import MartletRecordBatch
+import NIOCore
+
+/// A blocking connection that sends one request and reads one response, for tests that look at single exchanges.
+final class WireClient {
+    enum Failure: Error, CustomStringConvertible {
+        case connect(Int32)
+        case closed
+
+        var description: String {
+            switch self {
+            case .connect(let code): "cannot connect: errno \(code)"
+            case .closed: "the broker closed the connection"
+            }
+        }
+    }
+
+    private let descriptor: CInt
+    private var nextCorrelationID: Int32 = 1
+
+    init(port: Int) throws {
+        descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_port = in_port_t(UInt16(port).bigEndian)
+        address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+        let outcome = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                connect(descriptor, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
+            }
+        }
+        guard outcome == 0 else { throw Failure.connect(errno) }
+        var limit = timeval(tv_sec: 20, tv_usec: 0)
+        setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
+    }
+
+    deinit { close(descriptor) }
+
+    func send(_ bytes: ByteBuffer) {
+        var rest = bytes
+        while let chunk = rest.readBytes(length: min(rest.readableBytes, 1 << 20)), !chunk.isEmpty {
+            var sent = 0
+            while sent < chunk.count {
+                let count = chunk.withUnsafeBytes {
+                    Glibc.send(descriptor, $0.baseAddress! + sent, chunk.count - sent, Int32(MSG_NOSIGNAL.rawValue))
+                }
+                guard count > 0 else { return }
+                sent += count
+            }
+        }
+    }
+
+    func receive(_ count: Int) throws -> ByteBuffer {
+        var buffer = ByteBuffer()
+        while buffer.readableBytes < count {
+            let got = buffer.writeWithUnsafeMutableBytes(minimumWritableBytes: count - buffer.readableBytes) {
+                max(0, recv(descriptor, $0.baseAddress, count - buffer.readableBytes, 0))
+            }
+            guard got > 0 else { throw Failure.closed }
+        }
+        return buffer
+    }
+
+    /// Sends without waiting for the answer.
+    func post<Request: KafkaRequest>(_ request: Request, version: Int16) throws {
+        var writer = ProtocolWriter()
+        writer.buffer.writeInteger(Int32(0))
+        let header = RequestHeader(
+            apiKey: Request.apiKey, apiVersion: version, correlationID: nextCorrelationID, clientID: "test")
+        nextCorrelationID += 1
+        try header.encode(into: &writer)
+        try request.encode(into: &writer, version: version)
+        writer.buffer.setInteger(Int32(writer.buffer.readableBytes - 4), at: 0)
+        send(writer.buffer)
+    }
+
+    func read<Response: KafkaResponse>(_ type: Response.Type, version: Int16) throws -> Response {
+        var prefix = try receive(4)
+        let length = prefix.readInteger(as: Int32.self) ?? 0
+        var reader = ProtocolReader(try receive(Int(length)))
+        _ = try ResponseHeader(reading: &reader, apiKey: Response.apiKey, version: version)
+        return try Response(reading: &reader, version: version)
+    }
+
+    func call<Request: KafkaRequest>(_ request: Request, version: Int16? = nil) throws -> Request.Response {
+        let version = version ?? Request.versions.upperBound
+        try post(request, version: version)
+        return try read(Request.Response.self, version: version)
+    }
+}
+
+extension WireClient {
+    @discardableResult
+    func createTopic(_ name: String, partitions: Int32 = 1, configs: [String: String] = [:]) throws -> UniversalID {
+        var topic = CreateTopicsRequest.CreatableTopic()
+        topic.name = name
+        topic.numPartitions = partitions
+        topic.replicationFactor = 1
+        topic.configs = configs.sorted { $0.key < $1.key }.map {
+            var config = CreateTopicsRequest.CreatableTopicConfig()
+            config.name = $0.key
+            config.value = $0.value
+            return config
+        }
+        var request = CreateTopicsRequest()
+        request.topics = [topic]
+        request.timeoutMs = 10_000
+        let response = try call(request)
+        guard response.topics.first?.errorCode == 0, let id = response.topics.first?.topicID else {
+            throw DecodeFailure(text: "topic not created: \(response)")
+        }
+        return id
+    }
+
+    struct DecodeFailure: Error { var text: String }
+
+    func produce(
+        _ batch: ByteBuffer?, topic: String, partition: Int32 = 0, acks: Int16 = -1, version: Int16 = 12
+    ) throws -> ProduceResponse.PartitionProduceResponse {
+        var data = ProduceRequest.PartitionProduceData()
+        data.index = partition
+        data.records = batch
+        var topicData = ProduceRequest.TopicProduceData()
+        topicData.name = topic
+        topicData.partitionData = [data]
+        var request = ProduceRequest()
+        request.acks = acks
+        request.timeoutMs = 10_000
+        request.topicData = [topicData]
+        let response = try call(request, version: version)
+        guard let result = response.responses.first?.partitionResponses.first else { throw Failure.closed }
+        return result
+    }
+
+    func fetchRequest(
+        _ topic: String, from offset: Int64, partition: Int32 = 0, maxWait: Int32 = 0, maxBytes: Int32 = 1 << 20
+    ) -> FetchRequest {
+        var part = FetchRequest.FetchPartition()
+        part.partition = partition
+        part.fetchOffset = offset
+        part.partitionMaxBytes = maxBytes
+        var topicPart = FetchRequest.FetchTopic()
+        topicPart.topic = topic
+        topicPart.partitions = [part]
+        var request = FetchRequest()
+        request.maxWaitMs = maxWait
+        request.minBytes = 1
+        request.topics = [topicPart]
+        return request
+    }
+
+    func fetch(_ topic: String, from offset: Int64, maxBytes: Int32 = 1 << 20) throws -> FetchResponse.PartitionData {
+        let response = try call(fetchRequest(topic, from: offset, maxBytes: maxBytes), version: 12)
+        guard let result = response.responses.first?.partitions.first else { throw Failure.closed }
+        return result
+    }
+}
+
+/// One batch with `values`, as a client would send it.
+func makeBatch(
+    _ values: [String?], key: String? = "k", codec: CompressionCodec = .none, producerID: Int64 = -1,
+    producerEpoch: Int16 = -1, baseSequence: Int32 = -1, timestamp: Int64 = 1_700_000_000_000
+) throws -> ByteBuffer {
+    var builder = RecordBatchBuilder()
+    for value in values {
+        try builder.append(
+            key: key.map { ByteBuffer(string: $0) }, value: value.map { ByteBuffer(string: $0) }, timestamp: timestamp)
+    }
+    return try builder.build(
+        RecordBatchBuilder.Options(
+            codec: codec, producerID: producerID, producerEpoch: producerEpoch, baseSequence: baseSequence))
+}
