@@ -42,7 +42,7 @@ import Testing
                     writer.buffer.setInteger(Int32(writer.buffer.readableBytes - 4), at: 0)
                     client.send(writer.buffer)
                     var prefix = try client.receive(8)
-                    let length = try #require(prefix.readInteger(as: Int32.self))
+                    let length = #require(prefix.readInteger(as: Int32.self))
                     #expect(prefix.readInteger(as: Int32.self) == 42, "\(served.key) version \(version)")
                     #expect(length >= 4)
                 }

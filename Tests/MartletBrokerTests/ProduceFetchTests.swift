@@ -60,7 +60,10 @@ import Testing
             var rest = records
             while rest.readableBytes > 0 {
                 let header = try RecordBatchHeader(reading: rest, at: rest.readerIndex)
-                let batch = try #require(rest.readSlice(length: header.totalByteCount))
+                guard let batch = rest.readSlice(length: header.totalByteCount) else {
+                    Issue.record("a batch is cut short")
+                    break
+                }
                 _ = try RecordBatchValidator.checkHeader(batch, limits: .stored)
                 var iterator = try RecordIterator(batch)
                 #expect(try iterator.next()?.value == ByteBuffer(string: value))
@@ -90,7 +93,7 @@ import Testing
             request.sessionEpoch = 0
             var topic = FetchRequest.FetchTopic()
             topic.topic = "t"
-            topic.partitions = (0..<3).map {
+            topic.partitions = (Int32(0)..<3).map {
                 var part = FetchRequest.FetchPartition()
                 part.partition = $0
                 part.partitionMaxBytes = 1 << 20

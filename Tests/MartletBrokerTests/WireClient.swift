@@ -45,7 +45,7 @@ final class WireClient {
             var sent = 0
             while sent < chunk.count {
                 let count = chunk.withUnsafeBytes {
-                    Glibc.send(descriptor, $0.baseAddress! + sent, chunk.count - sent, Int32(MSG_NOSIGNAL.rawValue))
+                    Glibc.send(descriptor, $0.baseAddress! + sent, chunk.count - sent, Int32(MSG_NOSIGNAL))
                 }
                 guard count > 0 else { return }
                 sent += count
@@ -56,8 +56,9 @@ final class WireClient {
     func receive(_ count: Int) throws -> ByteBuffer {
         var buffer = ByteBuffer()
         while buffer.readableBytes < count {
-            let got = buffer.writeWithUnsafeMutableBytes(minimumWritableBytes: count - buffer.readableBytes) {
-                max(0, recv(descriptor, $0.baseAddress, count - buffer.readableBytes, 0))
+            let missing = count - buffer.readableBytes
+            let got = buffer.writeWithUnsafeMutableBytes(minimumWritableBytes: missing) {
+                max(0, recv(descriptor, $0.baseAddress, missing, 0))
             }
             guard got > 0 else { throw Failure.closed }
         }
