@@ -30,7 +30,8 @@ import Testing
     /// every version it advertises, with a code of its own choice, instead of closing the connection.
     @Test func `every advertised key and version is answered`() async throws {
         try await withBroker { broker in
-            for served in ServedAPI.all {
+            // Produce with acks 0, its default, has no answer; ProduceFetchTests covers it.
+            for served in ServedAPI.all where served.key != .produce {
                 for version in served.advertised where served.key.isKnown(version) {
                     if served.key == .apiVersions && version >= 3 { continue }
                     let client = try WireClient(port: broker.address.port)

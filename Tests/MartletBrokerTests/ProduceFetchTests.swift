@@ -121,7 +121,7 @@ import Testing
         try await withBroker { broker in
             let client = try WireClient(port: broker.address.port)
             try client.createTopic("t")
-            let id = try client.call(InitProducerIdRequest(), version: 4)
+            let id = try client.call(InitProducerIdRequest(transactionalID: nil), version: 4)
             #expect(id.errorCode == 0)
             func batch(_ sequence: Int32) throws -> ByteBuffer {
                 try makeBatch(["s\(sequence)"], producerID: id.producerID, producerEpoch: 0, baseSequence: sequence)

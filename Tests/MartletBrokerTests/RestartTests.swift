@@ -44,7 +44,7 @@ import Testing
                 try await withBroker(folder: folder) { broker in
                     let client = try WireClient(port: broker.address.port)
                     for _ in 0..<5 {
-                        let response = try client.call(InitProducerIdRequest(), version: 4)
+                        let response = try client.call(InitProducerIdRequest(transactionalID: nil), version: 4)
                         #expect(seen.insert(response.producerID).inserted)
                     }
                 }

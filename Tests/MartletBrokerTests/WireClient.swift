@@ -174,3 +174,12 @@ func makeBatch(
         RecordBatchBuilder.Options(
             codec: codec, producerID: producerID, producerEpoch: producerEpoch, baseSequence: baseSequence))
 }
+
+extension InitProducerIdRequest {
+    init(transactionalID: String?) {
+        self.init()
+        self.transactionalID = transactionalID
+        producerID = -1
+        producerEpoch = -1
+    }
+}
