@@ -39,6 +39,8 @@ package enum CoordinatorTimer: Hashable, Sendable {
     case join(group: String)
     /// The sync phase of a rebalance ends.
     case sync(group: String)
+    /// The look for offsets that may be forgotten goes on.
+    case expiration
 }
 
 /// Who sent a request, as DescribeGroups shows it.

@@ -50,6 +50,8 @@ package struct GroupCoordinatorShard: ~Copyable {
     /// The last append that touched a group, while it is on its way.
     private var lastAppends: [String: AppendToken] = [:]
     private var touchedGroups: [AppendToken: Set<String>] = [:]
+    /// Groups an expiration has still to look at, the next one last.
+    private var expiration: (retention: OffsetRetention, groups: [String])?
 
     package init(configuration: GroupConfiguration) { self.configuration = configuration }
 
@@ -95,7 +97,10 @@ package struct GroupCoordinatorShard: ~Copyable {
         case .topicsDeleted(let topics):
             if state == .active { forget(topics, &outbox) }
         case .expirationDue(let retention):
-            if state == .active { expire(retention, &outbox) }
+            if state == .active, expiration == nil {
+                expiration = (retention, groups.keys.sorted(by: >))
+                continueExpiration(&outbox)
+            }
         case .reconfigured(let configuration):
             self.configuration = configuration
         case .resigned:
@@ -279,6 +284,8 @@ package struct GroupCoordinatorShard: ~Copyable {
         case .sync(let group):
             groupID = group
             groups[group]?.syncTimeIsUp(&outbox)
+        case .expiration:
+            return continueExpiration(&outbox)
         }
         removeIfUnused(groupID, pendingAppends: outbox.appends)
     }
@@ -458,53 +465,73 @@ package struct GroupCoordinatorShard: ~Copyable {
 
     private mutating func forget(_ topics: [String], _ outbox: inout Outbox) {
         var records: [CoordinatorRecord] = []
+        let known = topics.filter { offsets.hasOffsets(topic: $0) }.sorted()
+        guard !known.isEmpty else { return }
         for group in offsets.groupIDs() {
-            for topic in topics.sorted() { records.append(contentsOf: offsets.tombstones(group: group, topic: topic)) }
+            for topic in known where offsets.hasOffsets(group: group, topic: topic) {
+                records.append(contentsOf: offsets.tombstones(group: group, topic: topic))
+            }
         }
         appendInBatches(records, &outbox)
+    }
+
+    /// Looks at some more groups, and comes back for the rest: a million offsets must not hold up the loop.
+    private mutating func continueExpiration(_ outbox: inout Outbox) {
+        guard var work = expiration else { return }
+        var records: [CoordinatorRecord] = []
+        var budget = GroupLimits.expirationStepOffsetLimit
+        while budget > 0, let id = work.groups.popLast() {
+            budget -= 1 + offsets.count(group: id)
+            expire(id, work.retention, into: &records, now: outbox.now.timestamp.rawValue)
+        }
+        appendInBatches(records, &outbox)
+        if work.groups.isEmpty {
+            expiration = nil
+        } else {
+            expiration = work
+            outbox.effects.append(.schedule(.expiration, at: outbox.now.instant))
+        }
     }
 
     /// Offsets whose time is over, and groups that are empty and have none left (KIP-211).
     ///
     /// The clock of an offset starts when it is committed, and not before its group became empty. While the
     /// group lives, only topics nobody subscribes to any more can expire.
-    private mutating func expire(_ retention: OffsetRetention, _ outbox: inout Outbox) {
-        let now = outbox.now.timestamp.rawValue
-        var records: [CoordinatorRecord] = []
-        for id in groups.keys.sorted() {
-            guard let group = groups[id] else { continue }
-            var keptCount = 0
-            for topic in offsets.topics(group: id) {
-                let isInUse = !group.isEmpty && group.isSubscribed(to: topic)
-                let limit = retention.milliseconds(topic: topic)
-                let start = group.isEmpty && !group.protocolType.isEmpty ? group.phaseChangedAt.rawValue : .min
-                for partition in offsets.partitions(group: id, topic: topic) {
-                    guard let offset = offsets.offset(group: id, topic: topic, partition: partition) else { continue }
-                    let isOver: Bool
-                    if isInUse {
-                        isOver = false
-                    } else if let expiresAt = offset.expiresAt {
-                        isOver = now >= expiresAt.rawValue
-                    } else if let limit {
-                        let (end, overflow) = max(start, offset.committedAt.rawValue).addingReportingOverflow(limit)
-                        isOver = !overflow && now >= end
-                    } else {
-                        isOver = false
-                    }
-                    if isOver {
-                        records.append(OffsetStore.tombstone(group: id, topic: topic, partition: partition))
-                    } else {
-                        keptCount += 1
-                    }
+    private func expire(
+        _ id: String, _ retention: OffsetRetention, into records: inout [CoordinatorRecord], now: Int64
+    ) {
+        guard let group = groups[id] else { return }
+        var keptCount = 0
+        // A group that never had members only stores offsets: each has its own clock.
+        let start = group.isEmpty && !group.protocolType.isEmpty ? group.phaseChangedAt.rawValue : .min
+        for topic in offsets.topics(group: id) {
+            let isInUse = !group.isEmpty && group.isSubscribed(to: topic)
+            let limit = retention.milliseconds(topic: topic)
+            for partition in offsets.partitions(group: id, topic: topic) {
+                guard let offset = offsets.offset(group: id, topic: topic, partition: partition) else { continue }
+                let isOver: Bool
+                if isInUse {
+                    isOver = false
+                } else if let expiresAt = offset.expiresAt {
+                    isOver = now >= expiresAt.rawValue
+                } else if let limit {
+                    let (end, overflow) = max(start, offset.committedAt.rawValue).addingReportingOverflow(limit)
+                    isOver = !overflow && now >= end
+                } else {
+                    isOver = false
+                }
+                if isOver {
+                    records.append(OffsetStore.tombstone(group: id, topic: topic, partition: partition))
+                } else {
+                    keptCount += 1
                 }
             }
-            if keptCount == 0, group.isEmpty, group.pendingMembers.isEmpty, group.persisted != nil,
-                lastAppends[id] == nil
-            {
-                records.append(ClassicGroup.tombstone(id))
-            }
         }
-        appendInBatches(records, &outbox)
+        if keptCount == 0, group.isEmpty, group.pendingMembers.isEmpty, group.persisted != nil,
+            lastAppends[id] == nil
+        {
+            records.append(ClassicGroup.tombstone(id))
+        }
     }
 
     private func appendInBatches(_ records: [CoordinatorRecord], _ outbox: inout Outbox) {
@@ -660,11 +687,7 @@ package struct GroupCoordinatorShard: ~Copyable {
     }
 
     /// Topics for which offsets are kept: whose retention an `expirationDue` should carry.
-    package func topicsWithOffsets() -> Set<String> {
-        var topics: Set<String> = []
-        for group in offsets.groupIDs() { topics.formUnion(offsets.topics(group: group)) }
-        return topics
-    }
+    package func topicsWithOffsets() -> Set<String> { offsets.topics }
 }
 
 extension CoordinatorRecord {

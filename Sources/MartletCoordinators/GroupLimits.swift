@@ -16,6 +16,8 @@ package enum GroupLimits {
     package static let commitBytesLimit = 15 * 1024 * 1024
     /// Committed offsets of one shard: about 150 bytes each.
     package static let offsetCountLimit = 4_000_000
+    /// Offsets looked at in one event of an expiration: bounds how long the loop is kept from other work.
+    package static let expirationStepOffsetLimit = 20_000
     /// Tombstones in one record batch when offsets expire or topics go; the rest follows at once.
     package static let tombstoneBatchLimit = 10_000
     /// Characters kept of a reason that a client gives (KIP-800).

@@ -26,9 +26,12 @@ package struct CommittedOffset: Sendable, Hashable {
 struct OffsetStore: ~Copyable {
     private(set) var offsetCount = 0
     private var groups: [String: [String: [Int32: CommittedOffset]]] = [:]
+    /// How many groups have offsets of a topic: most topics that are deleted have none, and no scan finds that.
+    private var groupCounts: [String: Int] = [:]
 
     mutating func replay(_ key: OffsetCommitKey, _ value: OffsetCommitValue?) {
         guard let value else { return remove(key) }
+        if groups[key.group]?[key.topic] == nil { groupCounts[key.topic, default: 0] += 1 }
         let previous = groups[key.group, default: [:]][key.topic, default: [:]].updateValue(
             CommittedOffset(value), forKey: key.partition)
         if previous == nil { offsetCount += 1 }
@@ -38,7 +41,11 @@ struct OffsetStore: ~Copyable {
         guard groups[key.group]?[key.topic]?.removeValue(forKey: key.partition) != nil else { return }
         offsetCount -= 1
         // Empty tables would otherwise pile up with every topic and group that ever was.
-        if groups[key.group]?[key.topic]?.isEmpty == true { groups[key.group]?[key.topic] = nil }
+        if groups[key.group]?[key.topic]?.isEmpty == true {
+            groups[key.group]?[key.topic] = nil
+            let count = groupCounts[key.topic, default: 1] - 1
+            groupCounts[key.topic] = count == 0 ? nil : count
+        }
         if groups[key.group]?.isEmpty == true { groups[key.group] = nil }
     }
 
@@ -53,6 +60,16 @@ struct OffsetStore: ~Copyable {
 
     /// Partitions of a topic for which the group has offsets, in order.
     func partitions(group: String, topic: String) -> [Int32] { groups[group]?[topic]?.keys.sorted() ?? [] }
+
+    /// All topics for which some group has offsets.
+    var topics: Set<String> { Set(groupCounts.keys) }
+
+    func hasOffsets(topic: String) -> Bool { groupCounts[topic] != nil }
+
+    func hasOffsets(group: String, topic: String) -> Bool { groups[group]?[topic] != nil }
+
+    /// Number of the group's offsets.
+    func count(group: String) -> Int { groups[group]?.values.reduce(0) { $0 + $1.count } ?? 0 }
 
     /// Groups that have offsets, in order.
     func groupIDs() -> [String] { groups.keys.sorted() }
