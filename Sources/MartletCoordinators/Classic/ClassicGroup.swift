@@ -96,76 +96,6 @@ struct ClassicGroup {
         phase = members.isEmpty ? .empty : .stable
     }
 
-    /// The record that describes the generation, with the assignments of `assignments` where given.
-    private func record(
-        assignments: [String: ByteBuffer]?, now: Timestamp
-    ) -> CoordinatorRecord {
-        var value = GroupMetadataValue()
-        value.protocolType = protocolType
-        value.generation = generation
-        value.protocol = protocolName
-        value.leader = leaderID
-        value.currentStateTimestamp = now.rawValue
-        value.members = members.inOrder.map { member in
-            var entry = GroupMetadataValue.MemberMetadata()
-            entry.memberID = member.id
-            entry.groupInstanceID = member.instanceID
-            entry.clientID = member.client.clientID
-            entry.clientHost = member.client.host
-            entry.rebalanceTimeout = member.rebalanceTimeoutMilliseconds
-            entry.sessionTimeout = member.sessionTimeoutMilliseconds
-            entry.subscription = protocolName.map { member.subscription($0) } ?? ByteBuffer()
-            entry.assignment = assignments.map { $0[member.id] ?? ByteBuffer() } ?? member.assignment
-            return entry
-        }
-        var key = GroupMetadataKey()
-        key.group = id
-        return .groupMetadata(key, value)
-    }
-
-    static func tombstone(_ id: String) -> CoordinatorRecord {
-        var key = GroupMetadataKey()
-        key.group = id
-        return .groupMetadata(key, nil)
-    }
-
-    // MARK: Queries
-
-    var isEmpty: Bool { phase == .empty }
-
-    /// Nothing refers to the group but offsets, if there are any.
-    var isUnused: Bool { phase == .empty && members.isEmpty && pendingMembers.isEmpty && persisted == nil }
-
-    var stateName: String {
-        switch phase {
-        case .empty: "Empty"
-        case .preparingRebalance: "PreparingRebalance"
-        case .completingRebalance: "CompletingRebalance"
-        case .stable: "Stable"
-        }
-    }
-
-    /// Topics that members subscribe to, or `nil` if their subscriptions cannot be read.
-    func subscribedTopics() -> Set<String>? {
-        guard usesConsumerProtocol else { return nil }
-        var topics: Set<String> = []
-        for member in members.inOrder {
-            guard let name = protocolName ?? member.protocols.first?.name,
-                let subscribed = ConsumerSubscription.topics(member.subscription(name))
-            else { return nil }
-            topics.formUnion(subscribed)
-        }
-        return topics
-    }
-
-    var usesConsumerProtocol: Bool { protocolType == ConsumerSubscription.protocolType }
-
-    /// Whether a topic's offsets are still of use to somebody in the group (KIP-211, OffsetDelete).
-    func isSubscribed(to topic: String) -> Bool {
-        if members.isEmpty { return false }
-        return subscribedTopics()?.contains(topic) ?? true
-    }
-
     // MARK: JoinGroup
 
     mutating func join(
@@ -185,13 +115,6 @@ struct ClassicGroup {
         } else {
             joinAsKnownMember(id, request, client, &outbox)
         }
-    }
-
-    static func refuse(_ id: RequestID, _ code: ErrorCode, memberID: String, _ outbox: inout Outbox) {
-        var response = JoinGroupResponse()
-        response.errorCode = code.rawValue
-        response.memberID = memberID
-        outbox.respond(id, .joinGroup(response))
     }
 
     private func accepts(_ memberID: String, limit: Int) -> Bool {
@@ -471,33 +394,6 @@ struct ClassicGroup {
         outbox.effects.append(.report(report))
     }
 
-    private func answerJoin(_ id: RequestID, _ memberID: String, _ outbox: inout Outbox) {
-        var response = generationResponse(memberID)
-        if memberID == leaderID { response.members = memberList() }
-        outbox.respond(id, .joinGroup(response))
-    }
-
-    private func generationResponse(_ memberID: String) -> JoinGroupResponse {
-        var response = JoinGroupResponse()
-        response.errorCode = ErrorCode.none.rawValue
-        response.generationID = generation
-        response.protocolType = protocolType
-        response.protocolName = protocolName
-        response.leader = leaderID ?? ""
-        response.memberID = memberID
-        return response
-    }
-
-    private func memberList() -> [JoinGroupResponse.JoinGroupResponseMember] {
-        members.inOrder.map { member in
-            var entry = JoinGroupResponse.JoinGroupResponseMember()
-            entry.memberID = member.id
-            entry.groupInstanceID = member.instanceID
-            entry.metadata = protocolName.map { member.subscription($0) } ?? ByteBuffer()
-            return entry
-        }
-    }
-
     // MARK: SyncGroup
 
     mutating func sync(_ id: RequestID, _ request: SyncGroupRequest, _ outbox: inout Outbox) {
@@ -591,21 +487,6 @@ struct ClassicGroup {
         guard !missing.isEmpty else { return }
         for memberID in missing { dropMember(memberID, error: .unknownMemberID, &outbox) }
         prepareRebalance("\(missing.count) member(s) did not fetch their assignment in time", missing.first, &outbox)
-    }
-
-    private func answerSync(_ id: RequestID, _ memberID: String, _ outbox: inout Outbox) {
-        var response = SyncGroupResponse()
-        response.errorCode = ErrorCode.none.rawValue
-        response.protocolType = protocolType
-        response.protocolName = protocolName
-        response.assignment = members[memberID]?.assignment ?? ByteBuffer()
-        outbox.respond(id, .syncGroup(response))
-    }
-
-    static func answerSync(_ id: RequestID, _ code: ErrorCode, _ outbox: inout Outbox) {
-        var response = SyncGroupResponse()
-        response.errorCode = code.rawValue
-        outbox.respond(id, .syncGroup(response))
     }
 
     /// Ends the sync phase without an assignment. Assignments of the generation before are void: their owners
@@ -755,15 +636,6 @@ struct ClassicGroup {
 
     // MARK: Checks
 
-    /// Why a request of this member is refused, or `nil`.
-    private func problem(_ memberID: String, instanceID: String?) -> ErrorCode? {
-        if let instanceID {
-            guard let known = members.instances[instanceID] else { return .unknownMemberID }
-            if known != memberID { return .fencedInstanceID }
-        }
-        return members.contains(memberID) ? nil : .unknownMemberID
-    }
-
     /// Whether a commit is from the group's present generation (I18); hearing of the member counts.
     mutating func checkCommit(_ request: OffsetCommitRequest, _ outbox: inout Outbox) -> ErrorCode? {
         if request.generationIDOrMemberEpoch < 0, isEmpty { return nil }
@@ -781,11 +653,5 @@ struct ClassicGroup {
             heardOf(request.memberID, &outbox)
             return nil
         }
-    }
-
-    /// A client's words, in brackets, for a reason.
-    private static func quoted(_ reason: String?) -> String {
-        guard let reason, !reason.isEmpty else { return "" }
-        return " (client: \(reason.prefix(GroupLimits.reasonLengthLimit)))"
     }
 }

@@ -1,0 +1,169 @@
+package import MartletKafkaProtocol
+package import MartletLogModel
+
+// What is read off a shard: offsets, descriptions, summaries. Nothing here changes it.
+
+extension GroupCoordinatorShard {
+    /// Offsets as replayed; the answer waits for their commit. Unknown ones are -1 without an error.
+    func fetchOffsets(
+        _ request: OffsetFetchRequest.OffsetFetchRequestGroup
+    ) -> OffsetFetchResponse.OffsetFetchResponseGroup {
+        var response = OffsetFetchResponse.OffsetFetchResponseGroup()
+        response.groupID = request.groupID
+        if let topics = request.topics {
+            response.topics = topics.map { topic in
+                fetchOffsets(
+                    group: request.groupID, topic: topic.name, topicID: topic.topicID,
+                    partitions: topic.partitionIndexes)
+            }
+        } else {
+            response.topics = offsets.topics(group: request.groupID).map { topic in
+                fetchOffsets(
+                    group: request.groupID, topic: topic, topicID: .zero,
+                    partitions: offsets.partitions(group: request.groupID, topic: topic))
+            }
+        }
+        return response
+    }
+
+    func fetchOffsets(
+        group: String, topic: String, topicID: UniversalID, partitions: [Int32]
+    ) -> OffsetFetchResponse.OffsetFetchResponseTopics {
+        var response = OffsetFetchResponse.OffsetFetchResponseTopics()
+        response.name = topic
+        response.topicID = topicID
+        response.partitions = partitions.map { index in
+            var answer = OffsetFetchResponse.OffsetFetchResponsePartitions()
+            answer.partitionIndex = index
+            let committed = offsets.offset(group: group, topic: topic, partition: index)
+            answer.committedOffset = committed?.offset ?? -1
+            answer.committedLeaderEpoch = committed?.leaderEpoch ?? -1
+            answer.metadata = committed?.metadata ?? ""
+            return answer
+        }
+        return response
+    }
+
+    // MARK: Groups as a whole
+
+    func describe(_ id: String) -> DescribeGroupsResponse.DescribedGroup {
+        var answer = DescribeGroupsResponse.DescribedGroup()
+        answer.groupID = id
+        guard let group = groups[id] else {
+            answer.groupState = "Dead"
+            answer.errorCode =
+                (id.isEmpty ? ErrorCode.invalidGroupID : ErrorCode.groupIDNotFound).rawValue
+            answer.errorMessage = id.isEmpty ? "The group id is empty" : "Group \(id) not found."
+            return answer
+        }
+        let isStable = group.phase == .stable
+        answer.groupState = group.stateName
+        answer.protocolType = group.protocolType
+        answer.protocolData = isStable ? group.protocolName ?? "" : ""
+        answer.members = group.members.inOrder.map { member in
+            var entry = DescribeGroupsResponse.DescribedGroupMember()
+            entry.memberID = member.id
+            entry.groupInstanceID = member.instanceID
+            entry.clientID = member.client.clientID
+            entry.clientHost = member.client.host
+            if isStable {
+                entry.memberMetadata = member.subscription(group.protocolName ?? "")
+                entry.memberAssignment = member.assignment
+            }
+            return entry
+        }
+        return answer
+    }
+
+    /// Names of states and types compare without regard to case, as users type them.
+    func list(_ request: ListGroupsRequest) -> ListGroupsResponse {
+        let states = Set(request.statesFilter.map { $0.lowercased() })
+        let types = Set(request.typesFilter.map { $0.lowercased() })
+        var response = ListGroupsResponse()
+        guard types.isEmpty || types.contains("classic") else { return response }
+        for id in groups.keys.sorted() {
+            guard let group = groups[id], states.isEmpty || states.contains(group.stateName.lowercased()) else {
+                continue
+            }
+            var entry = ListGroupsResponse.ListedGroup()
+            entry.groupID = id
+            entry.protocolType = group.protocolType
+            entry.groupState = group.stateName
+            entry.groupType = "classic"
+            response.groups.append(entry)
+        }
+        return response
+    }
+
+    // MARK: For tests, traces and `martlet group describe`
+
+    /// What the log knows: equal to that of a core into which the same records were replayed.
+    package struct DurableState: Sendable, Equatable {
+        package var groups: [String: GroupMetadataValue] = [:]
+        package var offsets: [OffsetCommitKey: CommittedOffset] = [:]
+
+        package init() {}
+    }
+
+    package func durableState() -> DurableState {
+        var durable = DurableState()
+        for (id, group) in groups { durable.groups[id] = group.persisted }
+        for group in offsets.groupIDs() {
+            for topic in offsets.topics(group: group) {
+                for partition in offsets.partitions(group: group, topic: topic) {
+                    var key = OffsetCommitKey()
+                    key.group = group
+                    key.topic = topic
+                    key.partition = partition
+                    durable.offsets[key] = offsets.offset(group: group, topic: topic, partition: partition)
+                }
+            }
+        }
+        return durable
+    }
+
+    /// A group in one line's worth of facts.
+    package struct GroupSummary: Sendable, Equatable {
+        package var state: String
+        package var generation: Int32
+        package var protocolName: String?
+        package var leaderID: String?
+        package var memberIDs: [String]
+        package var pendingMemberCount: Int
+        package var lastRebalance: RebalanceReport?
+    }
+
+    package func summary(group id: String) -> GroupSummary? {
+        groups[id].map { group in
+            GroupSummary(
+                state: group.stateName, generation: group.generation, protocolName: group.protocolName,
+                leaderID: group.leaderID, memberIDs: group.members.ids,
+                pendingMemberCount: group.pendingMembers.count, lastRebalance: group.lastRebalance)
+        }
+    }
+
+    package var groupCount: Int { groups.count }
+    package var offsetCount: Int { offsets.offsetCount }
+
+    /// Topics whose offsets belong to a topic that is gone, perhaps replaced by another of the same name while
+    /// this shard was not loaded. To be asked after loading and answered with `topicsDeleted`.
+    ///
+    /// - Parameter currentID: id of the topic that has this name now.
+    package func obsoleteTopics(_ currentID: (String) -> UniversalID?) -> [String] {
+        var obsolete: Set<String> = []
+        for group in offsets.groupIDs() {
+            for topic in offsets.topics(group: group) {
+                // One partition tells: a topic's offsets were all removed before the next of its name began.
+                guard let partition = offsets.partitions(group: group, topic: topic).first,
+                    let offset = offsets.offset(group: group, topic: topic, partition: partition)
+                else { continue }
+                let current = currentID(topic)
+                if current == nil || (offset.topicID != .zero && offset.topicID != current) { obsolete.insert(topic) }
+            }
+        }
+        return obsolete.sorted()
+    }
+
+    /// Topics for which offsets are kept: whose retention an `expirationDue` should carry.
+    package func topicsWithOffsets() -> Set<String> { offsets.topics }
+}
