@@ -139,6 +139,39 @@ private typealias Join = ShardHarness.Join
     }
 }
 
+@Suite(.timeLimit(.minutes(1))) struct `Large groups` {
+    @Test func `a thousand members that come at once make one generation`() {
+        let harness = ShardHarness(GroupConfiguration(initialRebalanceDelayMilliseconds: 3_000))
+        let joins = (0..<1_000).map { _ in harness.joinTwice("g") }
+        harness.advance(60_000)
+        #expect(joins.allSatisfy { harness.joined($0.request)?.generationID == 1 })
+        #expect(joins.filter { harness.joined($0.request)?.members.count == 1_000 }.count == 1)
+        #expect(harness.reports.last?.memberCount == 1_000)
+    }
+
+    @Test func `what a client sends beyond the limits is refused`() {
+        let harness = ShardHarness()
+        let many = (0...GroupLimits.protocolCountLimit).map { ("p\($0)", ["t"]) }
+        #expect(harness.joinCode(harness.join("g", Join(protocols: many))) == .invalidRequest)
+        let long = String(repeating: "g", count: GroupLimits.groupIDBytesLimit + 1)
+        #expect(harness.joinCode(harness.join(long)) == .invalidGroupID)
+        #expect(harness.commitCode(harness.commit(long, [("t", 0, 1)])) == .invalidGroupID)
+        #expect(harness.groupCount == 0)
+    }
+
+    @Test func `ten thousand groups expire in steps, and none is forgotten`() {
+        let harness = ShardHarness()
+        for group in 0..<10_000 { _ = harness.commit("g\(group)", [("a", 0, 1), ("b", 0, 1), ("c", 0, 1)]) }
+        harness.advance(1_000)
+        harness.handle(.expirationDue(OffsetRetention(fixedMilliseconds: 500)))
+        #expect(harness.offsetCount > 0)
+        harness.advance(0)
+        #expect(harness.offsetCount == 0)
+        #expect(harness.groupCount == 0)
+        #expect(harness.timers.isEmpty)
+    }
+}
+
 @Suite struct `Sessions and leaving` {
     @Test func `silence longer than the session removes a member and tells the others`() {
         let harness = ShardHarness()
