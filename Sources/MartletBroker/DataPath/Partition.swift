@@ -291,6 +291,7 @@ package final class Partition: @unchecked Sendable {
     /// Appends a batch of the broker itself (group offsets); `whenCommitted` runs on this loop once the
     /// high watermark has passed it, or with the error.
     package func appendInternal(_ batch: ByteBuffer, whenCommitted: @escaping (ProduceResult) -> Void) {
+        lastUse = .now()
         do throws(RecordBatchError) {
             let header = try RecordBatchHeader(reading: batch, at: batch.readerIndex)
             switch stage(batch, header: header) {

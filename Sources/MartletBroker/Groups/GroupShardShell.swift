@@ -150,8 +150,11 @@ final class GroupShardShell: @unchecked Sendable {
             return
         }
         // The answer may come before `appendInternal` returns; the core must have finished its effects by then.
-        partition.appendInternal(batch) { result in
-            self.loop.eventLoop.assumeIsolated().execute { done(result) }
+        // A partition that was not used for long may have been closed; appends wait for it in their order.
+        partition.whenOpen { partition in
+            partition.appendInternal(batch) { result in
+                self.loop.eventLoop.assumeIsolated().execute { done(result) }
+            }
         }
     }
 
@@ -204,12 +207,17 @@ final class GroupShardShell: @unchecked Sendable {
     // MARK: Loading
 
     private func load() {
+        whenOpen { log in self.load(log, from: log.logStartOffset, end: log.logEndOffset) }
+    }
+
+    /// Runs `body` with the open log, unless this core is given up before or the log cannot be opened.
+    private func whenOpen(_ body: @escaping (PartitionLog<PosixDisk>) -> Void) {
         guard let partition = loop.partition(key) else { return loadFailed("the partition is not here") }
         let incarnation = self.incarnation
         partition.whenOpen { partition in
             guard incarnation == self.incarnation else { return }
             switch partition.openLog {
-            case .success(let log): self.load(log, from: log.logStartOffset, end: log.logEndOffset)
+            case .success(let log): body(log)
             case .failure(let unavailable): self.loadFailed(unavailable.cause)
             }
         }
@@ -223,23 +231,20 @@ final class GroupShardShell: @unchecked Sendable {
         } catch {
             return loadFailed("\(error)")
         }
-        guard region.byteCount > 0 else { return loadFailed("there is no batch at offset \(next)") }
+        // Compaction may have taken all that stood before the end.
+        guard region.byteCount > 0 else { return loaded() }
         let incarnation = self.incarnation
-        let partition = loop.partition(key)
         loop.services.workPool.submit { state in
             guard case .active = state else { return }
             let result = Result { try Self.records(in: region) }
-            self.loop.post { loop in
+            self.loop.post { _ in
                 guard incarnation == self.incarnation else { return }
                 switch result {
                 case .success(let records):
                     let now = WallClock.now()
                     for record in records { self.core.replay(record, now: now) }
-                    // The log may have been closed or compacted meanwhile.
-                    guard let partition, case .success(let log) = partition.openLog else {
-                        return self.loadFailed("the partition was closed while it was loaded")
-                    }
-                    self.load(log, from: region.nextOffset, end: end)
+                    // The log may have been closed, opened again or compacted meanwhile.
+                    self.whenOpen { log in self.load(log, from: region.nextOffset, end: end) }
                 case .failure(let error):
                     self.loadFailed("\(error)")
                 }
