@@ -311,7 +311,7 @@ import Testing
             }
             try await consumer.subscribe(to: ["t"])
             while consumer.assignment.isEmpty { _ = try await consumer.poll(timeout: .milliseconds(20)) }
-            while try await !admin.describeGroup("g").members.isEmpty { await Task.yield() }
+            try await until { try await admin.describeGroup("g").members.isEmpty }
             while lost.withLock({ $0 }) == 0 || consumer.assignment.isEmpty {
                 _ = try await consumer.poll(timeout: .milliseconds(20))
             }

@@ -287,9 +287,9 @@ import Testing
     @Test func `cancelling a poll gives the task back and loses nothing`() async throws {
         try await run { broker, consumer in
             try await consumer.assign([partition: .earliest])
-            await withThrowingTaskGroup(of: Void.self) { group in
+            try await withThrowingTaskGroup(of: Void.self) { group in
                 group.addTask { _ = try await consumer.poll(timeout: .seconds(60)) }
-                while !broker.requests.contains(.fetch) { await Task.yield() }
+                try await until { broker.requests.contains(.fetch) }
                 group.cancelAll()
                 await #expect(throws: CancellationError.self) { try await group.next() }
             }

@@ -5,6 +5,8 @@ import NIOCore
 import NIOPosix
 import Synchronization
 
+@testable import MartletClient
+
 /// A broker in the test's own process that answers as it is told: it keeps batches per partition, checks
 /// sequence numbers, and lets a test put its own answer, or none, in front of any request.
 final class FakeBroker: Sendable {
@@ -20,7 +22,7 @@ final class FakeBroker: Sendable {
         case silence
         /// These bytes instead of an answer, length prefix included.
         case bytes(ByteBuffer)
-        /// An answer made from the usual one's version and correlation id.
+        /// An answer made for the version and correlation id of the request.
         case answer(@Sendable (RequestHeader) throws -> ByteBuffer)
         /// This error for each partition of a produce request, nothing appended.
         case produceError(ErrorCode)
@@ -55,6 +57,11 @@ final class FakeBroker: Sendable {
         var channels: [ObjectIdentifier: any Channel] = [:]
         var acceptedCount = 0
         var hasIDs = true
+        var lateTopics: [String: Int] = [:]
+        // One group with at most one member.
+        var generation: Int32 = 0
+        var joinedMembers: [String] = []
+        var committed: [TopicPartition: Int64] = [:]
     }
 
     static let served: [APIKey: ClosedRange<Int16>] = [
@@ -115,12 +122,8 @@ final class FakeBroker: Sendable {
 
     func setLogStart(_ offset: Int64, of partition: TopicPartition) { state.withLock { $0.starts[partition] = offset } }
 
-    func addTopic(_ name: String, partitionCount: Int) {
-        state.withLock { state in
-            state.partitionCounts[name] = partitionCount
-            state.ids[name] = UniversalID(high: 78, low: UInt64(state.ids.count) + 1)
-        }
-    }
+    /// A topic of one partition that begins to exist after it was asked for so many times.
+    func addTopic(_ name: String, afterQuestions count: Int) { state.withLock { $0.lateTopics[name] = count } }
 
     /// The broker forgets all producers, as after their expiry.
     func forgetProducers() { state.withLock { $0.producers.removeAll() } }
@@ -155,6 +158,13 @@ final class FakeBroker: Sendable {
     func batches(of partition: TopicPartition) -> [RecordBatchHeader] {
         state.withLock { ($0.logs[partition] ?? []).map(\.header) }
     }
+
+    /// Offsets that the group has committed.
+    var committed: [TopicPartition: Int64] { state.withLock { $0.committed } }
+    /// Member ids of all joins that were carried out.
+    var joinedMembers: [String] { state.withLock { $0.joinedMembers } }
+
+    func count(_ key: APIKey) -> Int { requests.filter { $0 == key }.count }
 
     var requests: [APIKey] { state.withLock { $0.requests } }
     var acceptedCount: Int { state.withLock { $0.acceptedCount } }
@@ -226,8 +236,102 @@ final class FakeBroker: Sendable {
             return (try frame(listOffsets(try ListOffsetsRequest(reading: &reader, version: version))), false)
         case .findCoordinator:
             return (try frame(coordinator(try FindCoordinatorRequest(reading: &reader, version: version), version)), false)
+        case .joinGroup:
+            return (try frame(join(try JoinGroupRequest(reading: &reader, version: version), version)), false)
+        case .syncGroup:
+            let request = try SyncGroupRequest(reading: &reader, version: version)
+            var response = SyncGroupResponse()
+            response.assignment = request.assignments.first?.assignment ?? ByteBuffer()
+            return (try frame(response), false)
+        case .heartbeat:
+            return (try frame(HeartbeatResponse()), false)
+        case .leaveGroup:
+            return (try frame(LeaveGroupResponse()), false)
+        case .offsetFetch:
+            return (try frame(offsetFetch(try OffsetFetchRequest(reading: &reader, version: version), version)), false)
+        case .offsetCommit:
+            return (try frame(offsetCommit(try OffsetCommitRequest(reading: &reader, version: version))), false)
         case _:
             return (nil, false)
+        }
+    }
+
+    private func join(_ request: JoinGroupRequest, _ version: Int16) -> JoinGroupResponse {
+        state.withLock { state in
+            var response = JoinGroupResponse()
+            if request.memberID.isEmpty, version >= 4 {
+                response.errorCode = ErrorCode.memberIDRequired.rawValue
+                response.memberID = "member-\(state.joinedMembers.count)"
+                return response
+            }
+            state.generation += 1
+            let id = request.memberID.isEmpty ? "member-\(state.joinedMembers.count)" : request.memberID
+            state.joinedMembers.append(id)
+            response.generationID = state.generation
+            response.protocolType = "consumer"
+            response.protocolName = request.protocols.first?.name
+            response.leader = id
+            response.memberID = id
+            var member = JoinGroupResponse.JoinGroupResponseMember()
+            member.memberID = id
+            member.metadata = request.protocols.first?.metadata ?? ByteBuffer()
+            response.members = [member]
+            return response
+        }
+    }
+
+    private func offsetFetch(_ request: OffsetFetchRequest, _ version: Int16) -> OffsetFetchResponse {
+        state.withLock { state in
+            var response = OffsetFetchResponse()
+            if version >= 8 {
+                response.groups = request.groups.map { group in
+                    var entry = OffsetFetchResponse.OffsetFetchResponseGroup()
+                    entry.groupID = group.groupID
+                    entry.topics = (group.topics ?? []).map { topic in
+                        var answer = OffsetFetchResponse.OffsetFetchResponseTopics()
+                        answer.name = topic.name
+                        answer.partitions = topic.partitionIndexes.map { index in
+                            var item = OffsetFetchResponse.OffsetFetchResponsePartitions()
+                            item.partitionIndex = index
+                            item.committedOffset = state.committed[TopicPartition(topic.name, index)] ?? -1
+                            return item
+                        }
+                        return answer
+                    }
+                    return entry
+                }
+            } else {
+                response.topics = (request.topics ?? []).map { topic in
+                    var answer = OffsetFetchResponse.OffsetFetchResponseTopic()
+                    answer.name = topic.name
+                    answer.partitions = topic.partitionIndexes.map { index in
+                        var item = OffsetFetchResponse.OffsetFetchResponsePartition()
+                        item.partitionIndex = index
+                        item.committedOffset = state.committed[TopicPartition(topic.name, index)] ?? -1
+                        return item
+                    }
+                    return answer
+                }
+            }
+            return response
+        }
+    }
+
+    private func offsetCommit(_ request: OffsetCommitRequest) -> OffsetCommitResponse {
+        state.withLock { state in
+            var response = OffsetCommitResponse()
+            response.topics = request.topics.map { topic in
+                var answer = OffsetCommitResponse.OffsetCommitResponseTopic()
+                answer.name = topic.name
+                answer.partitions = topic.partitions.map { item in
+                    state.committed[TopicPartition(topic.name, item.partitionIndex)] = item.committedOffset
+                    var result = OffsetCommitResponse.OffsetCommitResponsePartition()
+                    result.partitionIndex = item.partitionIndex
+                    return result
+                }
+                return answer
+            }
+            return response
         }
     }
 
@@ -252,6 +356,14 @@ final class FakeBroker: Sendable {
             response.brokers = [broker]
             response.clusterID = "fake"
             response.controllerID = 1
+            for name in request.topics?.compactMap(\.name) ?? [] {
+                guard let left = state.lateTopics[name] else { continue }
+                state.lateTopics[name] = left > 0 ? left - 1 : nil
+                if left == 0 {
+                    state.partitionCounts[name] = 1
+                    state.ids[name] = UniversalID(high: 78, low: UInt64(state.ids.count) + 1)
+                }
+            }
             let names = request.topics.map { $0.compactMap(\.name) } ?? state.partitionCounts.keys.sorted()
             response.topics = names.map { name in
                 var topic = MetadataResponse.MetadataResponseTopic()
@@ -497,4 +609,10 @@ private final class FakeConnection: ChannelInboundHandler {
             }
         }
     }
+}
+
+/// Looks again and again, giving way to others in between, until something has come about.
+func until(_ condition: @Sendable () async throws -> Bool) async throws {
+    let loop = MultiThreadedEventLoopGroup.singleton.next()
+    while try await !condition() { try await loop.pause(.milliseconds(2)) }
 }

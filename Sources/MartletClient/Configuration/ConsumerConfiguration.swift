@@ -77,7 +77,8 @@ public struct ConsumerConfiguration: Sendable {
     public var fetchMaximumBytes = 50 * 1024 * 1024
     /// Bytes of one partition in one answer.
     public var partitionFetchBytes = 1024 * 1024
-    /// Bytes fetched ahead of the caller; fetching pauses above this, so an idle consumer stays small.
+    /// Bytes fetched ahead of the caller; fetching pauses above this, so an idle consumer stays small. Answers on
+    /// their way may add as much again.
     public var bufferBytes = 64 * 1024 * 1024
     /// Largest decompressed size accepted of one batch.
     public var decompressedBatchByteLimit = 256 * 1024 * 1024

@@ -398,17 +398,22 @@ public final class Consumer: Sendable {
         let isMember = state.withLock { $0.mode == .subscribed }
         engine.loop.execute {
             engine.coordinator(of: group) { result in
-                guard case .success(let coordinator) = result else { return }
+                guard case .success(let coordinator) = result else {
+                    self.forgetAutoCommit()
+                    return
+                }
                 let identity = isMember ? membership?.commitIdentity ?? .init() : .init()
                 engine.commit(group: group, offsets: offsets, as: identity, to: coordinator) { result in
                     switch result {
                     case .success(let codes):
                         guard let failed = codes.first(where: { $0.value != .none }) else { return }
+                        self.forgetAutoCommit()
                         engine.forgetCoordinator(of: group)
                         engine.logger.notice(
                             "commit was refused",
                             metadata: ["partition": "\(failed.key)", "code": "\(failed.value.name)"])
                     case .failure(let error):
+                        self.forgetAutoCommit()
                         engine.forgetCoordinator(of: group)
                         engine.logger.notice("commit failed", metadata: ["error": "\(error)"])
                     }
@@ -416,6 +421,9 @@ public final class Consumer: Sendable {
             }
         }
     }
+
+    /// A commit failed: the next automatic one must not be skipped for having nothing new to say.
+    private func forgetAutoCommit() { state.withLock { $0.lastAutoCommit = [:] } }
 
     /// The automatic commit, at the beginning of a poll: all records handed out before count as processed.
     private func commitAutomatically() {

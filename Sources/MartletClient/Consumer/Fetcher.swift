@@ -144,6 +144,8 @@ final class Fetcher: @unchecked Sendable {
         if isLeaderless { refreshMetadata() }
         if !committed.isEmpty { askCommitted(committed) }
         for (leader, queries) in questions { ask(leader, queries) }
+        // Answers on their way are not in the buffer yet; with equal shares they are at most as much again.
+        let share = max(configuration.bufferBytes / max(byLeader.count, 1), 1)
         for (leader, wanted) in byLeader {
             let broker = self.broker(leader)
             guard !broker.isFetching else { continue }
@@ -151,7 +153,7 @@ final class Fetcher: @unchecked Sendable {
                 wake(at: broker.notBefore)
                 continue
             }
-            let bytes = min(configuration.fetchMaximumBytes, max(room, 1))
+            let bytes = min(configuration.fetchMaximumBytes, share, max(room, 1))
             room -= bytes
             fetch(wanted, from: leader, broker, byteLimit: bytes, isCrowded: crowded.contains(leader))
             if room <= 0 { break }

@@ -29,6 +29,8 @@ final class GroupMembership: @unchecked Sendable {
 
     /// Time beyond the rebalance timeout before the answer to a join is given up.
     private static let joinGrace = Duration.seconds(10)
+    /// Pause between questions for topics that do not exist.
+    private static let missingTopicInterval = Duration.seconds(3)
     /// Longest wait for the coordinator's answer when leaving; it will find out by itself otherwise.
     private static let leaveLimit = Duration.seconds(5)
 
@@ -43,6 +45,11 @@ final class GroupMembership: @unchecked Sendable {
     private var owned: Set<TopicPartition> = []
     /// A second join follows once the polling task has given up what this round took away.
     private var rejoinsAfterRevocation = false
+    /// The topics have changed since the join under way was sent.
+    private var subscriptionChanged = false
+    /// When joining began to fail without a break; the polling task is told after `operationTimeout`.
+    private var failingSince: NIODeadline?
+    private var missingTopicTimer: Scheduled<Void>?
     /// Partition counts that the present assignment is based on.
     private var knownCounts: [String: Int] = [:]
     private var heartbeatTimer: Scheduled<Void>?
@@ -75,14 +82,19 @@ final class GroupMembership: @unchecked Sendable {
         engine.want(topics)
         switch state {
         case .idle:
-            engine.refreshMetadata { _ in }
-            join()
+            state = .joining
+            let era = era
+            // With the metadata first, the partition counts of the first assignment are the true ones, and their
+            // arrival later is no reason for another rebalance.
+            engine.refreshMetadata { _ in
+                if self.era == era, case .joining = self.state { self.join() }
+            }
         case .stable:
             engine.refreshMetadata { _ in }
             beginRebalance()
         case .revoking, .joining, .syncing:
-            // The join under way or to come carries the old or the new topics; metadataChanged sees to the rest.
-            rejoinsAfterRevocation = true
+            subscriptionChanged = true
+            engine.refreshMetadata { _ in }
         }
     }
 
@@ -102,12 +114,26 @@ final class GroupMembership: @unchecked Sendable {
 
     /// New partitions of a subscribed topic, or a topic that has come about, need a rebalance.
     func metadataChanged() {
+        watchMissingTopics()
         guard case .stable = state else { return }
         let counts = partitionCounts(topics)
         if counts != knownCounts {
             engine.logger.info(
                 "partitions of subscribed topics have changed", metadata: ["group": "\(group)"])
             beginRebalance()
+        }
+    }
+
+    /// Asks again soon for topics that do not exist yet; the ordinary refresh would take minutes.
+    private func watchMissingTopics() {
+        let missing = topics.filter { engine.metadata.topics[$0] == nil }.sorted()
+        guard !missing.isEmpty, missingTopicTimer == nil, !engine.isClosed else { return }
+        engine.logger.warning(
+            "subscribed topics do not exist",
+            metadata: ["topics": "\(missing.joined(separator: ","))", "brokers": "\(engine.brokerNames)"])
+        missingTopicTimer = loop.assumeIsolated().scheduleTask(in: TimeAmount(Self.missingTopicInterval)) {
+            self.missingTopicTimer = nil
+            self.engine.refreshMetadata()
         }
     }
 
@@ -134,6 +160,11 @@ final class GroupMembership: @unchecked Sendable {
         generation = -1
         owned = []
         rejoinsAfterRevocation = false
+        subscriptionChanged = false
+        failingSince = nil
+        topics = []
+        missingTopicTimer?.cancel()
+        missingTopicTimer = nil
     }
 
     private func sendLeave(_ id: String, _ completion: @escaping () -> Void) {
@@ -199,6 +230,12 @@ final class GroupMembership: @unchecked Sendable {
         let pause = engine.retryBackoff.pause(after: failureCount)
         engine.logger.debug("join will be repeated", metadata: ["group": "\(group)", "cause": "\(error)"])
         state = .joining
+        let since = failingSince ?? .now()
+        failingSince = since
+        if NIODeadline.now() - since >= TimeAmount(configuration.client.operationTimeout) {
+            failingSince = nil
+            buffer.report(error)
+        }
         let era = era
         loop.assumeIsolated().scheduleTask(in: TimeAmount(pause)) {
             if self.era == era { self.join() }
@@ -223,6 +260,7 @@ final class GroupMembership: @unchecked Sendable {
     }
 
     private func sendJoin(to coordinator: BrokerID) {
+        subscriptionChanged = false
         var subscription = ConsumerProtocol.Subscription(topics: topics.sorted())
         subscription.rack = configuration.rackID
         if isCooperative {
@@ -299,6 +337,7 @@ final class GroupMembership: @unchecked Sendable {
             return
         }
         failureCount = 0
+        failingSince = nil
         memberID = response.memberID
         generation = response.generationID
         state = .syncing
@@ -434,6 +473,7 @@ final class GroupMembership: @unchecked Sendable {
             "assignment received",
             metadata: ["group": "\(group)", "generation": "\(generation)", "partitions": "\(assigned.count)"])
         scheduleHeartbeat()
+        if subscriptionChanged { beginRebalance() }
     }
 
     // MARK: Heartbeats
