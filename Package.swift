@@ -71,7 +71,7 @@ let package = Package(
         .target(
             name: "MartletReplication",
             dependencies: ["MartletLogModel", deque],
-            swiftSettings: house),
+            exclude: ["README.md"], swiftSettings: house),
         .target(
             name: "MartletController",
             dependencies: ["MartletLogModel", "MartletKafkaProtocol", nioCore, orderedCollections, hashTrees],
@@ -91,7 +91,7 @@ let package = Package(
             dependencies: [
                 "MartletLogModel", "MartletKafkaProtocol", "CMartletPlatform", nioCore, nioPosix, logging, deque,
             ],
-            swiftSettings: relaxed),
+            exclude: ["README.md"], swiftSettings: relaxed),
 
         // L4: assemblies.
         .target(
@@ -186,7 +186,7 @@ let package = Package(
                 "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletStorage", "MartletBroker",
                 "MartletClient", "MartletTestSupport", nioCore, nioPosix, logging,
             ],
-            swiftSettings: relaxed),
+            exclude: ["Fixtures"], swiftSettings: relaxed),
         .testTarget(
             name: "MartletClientTests",
             dependencies: [
