@@ -308,6 +308,8 @@ extension PartitionLog {
                     CompactionPlan.Source(
                         baseOffset: segment.baseOffset, endOffset: segment.endOffset, size: segment.size,
                         file: try segment.file()))
+                // The plan holds the file from here on.
+                segment.releaseFiles()
             }
         } catch {
             throw directory.record(error)
@@ -380,9 +382,7 @@ extension PartitionLog {
         segment.endOffset = old.endOffset
         segment.firstAppend = old.firstAppend
         segment.isSealed = true
-        segment.indexes = rewritten.indexes
-        segment.maximum = rewritten.maximum
-        segment.indexesAreLoaded = true
+        segment.adopt(rewritten.indexes, maximum: rewritten.maximum)
         segments[index] = segment
         for file in try segment.persistIndexes() { dirty.markFile(file) }
     }

@@ -13,7 +13,7 @@ package struct FlushWork<D: Disk>: Sendable {
         case replace(String, ByteBuffer)
     }
 
-    let disk: D
+    let directory: LogDirectory<D>
     let steps: [Step]
     /// Dirt up to this sequence number is gone when the work succeeds.
     let sequence: UInt64
@@ -25,6 +25,8 @@ package struct FlushWork<D: Disk>: Sendable {
 
     /// Blocks until the disk has everything. Call it away from the event loop, once.
     package func run() -> FlushResult {
+        let disk = directory.disk
+        var lacksSmallFiles = false
         do throws(DiskError) {
             for step in steps {
                 switch step {
@@ -36,26 +38,46 @@ package struct FlushWork<D: Disk>: Sendable {
                 case .directory(let path):
                     try disk.syncDirectory(path)
                 case .replace(let path, let content):
-                    // The rename becomes durable with the directory, which is always a later step.
-                    let temporary = path + ".tmp"
-                    let file = try disk.open(temporary, .create)
-                    defer { file.close() }
-                    try file.truncate(to: 0)
-                    try file.write([content], at: 0)
-                    try file.sync()
-                    try disk.rename(temporary, to: path)
+                    if try !replace(path, content) { lacksSmallFiles = true }
                 }
             }
-            return FlushResult(endOffset: endOffset, sequence: sequence, failure: nil)
+            return FlushResult(
+                endOffset: endOffset, sequence: sequence, lacksSmallFiles: lacksSmallFiles, failure: nil)
         } catch {
-            return FlushResult(endOffset: endOffset, sequence: sequence, failure: error)
+            return FlushResult(
+                endOffset: endOffset, sequence: sequence, lacksSmallFiles: lacksSmallFiles, failure: error)
         }
+    }
+
+    /// False when there is no space, not even with the reserve: these files can be derived from the log,
+    /// so a full disk must not stop what is in the log already from becoming durable.
+    private func replace(_ path: String, _ content: ByteBuffer) throws(DiskError) -> Bool {
+        for _ in 0..<2 {
+            do throws(DiskError) {
+                // The rename becomes durable with the directory, which is always a later step.
+                let temporary = path + ".tmp"
+                let file = try directory.disk.open(temporary, .create)
+                defer { file.close() }
+                try file.truncate(to: 0)
+                try file.write([content], at: 0)
+                try file.sync()
+                try directory.disk.rename(temporary, to: path)
+                return true
+            } catch {
+                guard error.kind == .noSpace, error.operation != "fdatasync" else { throw error }
+                // Gives up the reserve.
+                _ = directory.record(error)
+            }
+        }
+        return false
     }
 }
 
 package struct FlushResult: Sendable {
     package let endOffset: Offset
     let sequence: UInt64
+    /// There was no space for small files that can be derived; they are tried again with the next flush.
+    let lacksSmallFiles: Bool
     package let failure: DiskError?
 }
 
@@ -120,7 +142,7 @@ struct DirtySet<D: Disk> {
         }
     }
 
-    mutating func take(disk: D, endOffset: Offset) -> FlushWork<D> {
+    mutating func take(_ directory: LogDirectory<D>, endOffset: Offset) -> FlushWork<D> {
         // Files before the directories that name them; the order among files is the order of writing.
         var steps: [FlushWork<D>.Step] = []
         steps.reserveCapacity(items.count)
@@ -135,10 +157,13 @@ struct DirtySet<D: Disk> {
         for (item, _) in items {
             if case .directory(let path) = item { steps.append(.directory(path)) }
         }
-        return FlushWork(disk: disk, steps: steps, sequence: sequence, endOffset: endOffset)
+        return FlushWork(directory: directory, steps: steps, sequence: sequence, endOffset: endOffset)
     }
 
-    mutating func completed(_ sequence: UInt64) {
-        items.removeAll { $0.sequence <= sequence }
+    mutating func completed(_ sequence: UInt64, keepingReplacements: Bool) {
+        items.removeAll {
+            if keepingReplacements, case .replace = $0.item { return false }
+            return $0.sequence <= sequence
+        }
     }
 }

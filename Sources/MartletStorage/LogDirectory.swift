@@ -22,8 +22,6 @@ package final class LogDirectory<D: Disk>: Sendable {
         package var reserveBytes = 32 << 20
         /// Free space at which a full directory takes writes again, over and above the reserve.
         package var freeSpaceFloorBytes = 16 << 20
-        /// Open files of closed segments, over all partitions.
-        package var handleLimit = 1024
 
         package init() {}
     }
@@ -52,7 +50,8 @@ package final class LogDirectory<D: Disk>: Sendable {
     private let stateCode: Atomic<UInt8>
     private let reserveHeld: Atomic<Bool>
     /// Serialises the writers of the checkpoint files.
-    private let checkpointWriter = Mutex<Void>(())
+    /// Holds what was written last: unchanged files are not written again.
+    private let checkpointWriter = Mutex<[String: ByteBuffer]>([:])
 
     private static var lockName: String { ".lock" }
     private static var reserveName: String { ".martlet-reserve" }
@@ -215,6 +214,16 @@ package final class LogDirectory<D: Disk>: Sendable {
         }
     }
 
+    /// A fresh start for a name whose former topic is gone.
+    func newCheckpoint(of partition: TopicPartition) -> PartitionCheckpoint {
+        table.withLock { table in
+            let new = PartitionCheckpoint(
+                partition: partition, recoveryPoint: .zero, logStart: .zero, highWatermark: .zero, isClean: false)
+            table.checkpoints[partition] = new
+            return new
+        }
+    }
+
     /// Bytes of the partition's files, for DescribeLogDirs. Reads the folder; call it off the event loop.
     package func size(of partition: TopicPartition) throws(StorageError) -> Int {
         let folder = folder(of: partition)
@@ -236,7 +245,8 @@ package final class LogDirectory<D: Disk>: Sendable {
     }
 
     /// Moves a deleted partition's folder out of the way so that the name is free at once; the returned
-    /// work removes it for good. The log must be closed. Blocks on one directory flush.
+    /// work removes it for good. The log must be closed. One rename: cheap enough for an event loop, where
+    /// it must happen before the name can be used again.
     package func deletePartition(
         _ partition: TopicPartition, uniqueSuffix: UniversalID
     ) throws(StorageError) -> FolderRemoval<D>? {
@@ -245,7 +255,6 @@ package final class LogDirectory<D: Disk>: Sendable {
         table.withLock { _ = $0.checkpoints.removeValue(forKey: partition) }
         do {
             try disk.rename(folder, to: target)
-            try disk.syncDirectory(path)
         } catch {
             if error.kind == .notFound { return nil }
             throw record(error)
@@ -266,7 +275,7 @@ package final class LogDirectory<D: Disk>: Sendable {
     /// Writes the checkpoint files of all partitions; blocks on their flushes. Afterwards the proposed log
     /// starts are durable. Offsets never fall behind what a partition's owner has stored before the call.
     package func writeCheckpoints() throws(StorageError) {
-        let outcome: Result<Void, DiskError> = checkpointWriter.withLock { _ in
+        let outcome: Result<Void, DiskError> = checkpointWriter.withLock { written in
             let checkpoints = table.withLock { $0.checkpoints.values.sorted { $0.partition < $1.partition } }
             var recovery: [(TopicPartition, Offset)] = []
             var starts: [(TopicPartition, Offset)] = []
@@ -282,12 +291,12 @@ package final class LogDirectory<D: Disk>: Sendable {
             }
             return Result { () throws(DiskError) in
                 // Log starts first: a recovery point never refers to a log that starts later than recorded.
-                try replace(OffsetCheckpoint.logStart, OffsetCheckpoint.encode(starts))
+                try replace(OffsetCheckpoint.logStart, OffsetCheckpoint.encode(starts), &written)
                 for (checkpoint, start) in zip(checkpoints, starts.isEmpty ? [] : allStarts(checkpoints, starts)) {
                     checkpoint.logStartIsDurable(start)
                 }
-                try replace(OffsetCheckpoint.recoveryPoint, OffsetCheckpoint.encode(recovery))
-                try replace(OffsetCheckpoint.highWatermark, OffsetCheckpoint.encode(marks))
+                try replace(OffsetCheckpoint.recoveryPoint, OffsetCheckpoint.encode(recovery), &written)
+                try replace(OffsetCheckpoint.highWatermark, OffsetCheckpoint.encode(marks), &written)
             }
         }
         do {
@@ -310,7 +319,11 @@ package final class LogDirectory<D: Disk>: Sendable {
         }
     }
 
-    private func replace(_ name: String, _ content: ByteBuffer) throws(DiskError) {
+    private func replace(
+        _ name: String, _ content: ByteBuffer, _ written: inout [String: ByteBuffer]
+    ) throws(DiskError) {
+        if written[name] == content { return }
+        written[name] = nil
         do {
             try disk.replaceAtomically(path + "/" + name, with: content)
         } catch {
@@ -318,6 +331,7 @@ package final class LogDirectory<D: Disk>: Sendable {
             guard error.kind == .noSpace, releaseReserve() else { throw error }
             try disk.replaceAtomically(path + "/" + name, with: content)
         }
+        written[name] = content
     }
 
     /// Writes all checkpoints and, if `clean`, the mark that spares the next start any recovery. All logs
@@ -361,6 +375,11 @@ package final class LogDirectory<D: Disk>: Sendable {
         case .full(let reason): throw .diskFull(reason)
         case .failed(let reason): throw .directoryFailed(reason)
         }
+    }
+
+    func isWritable(mayUseReserve: Bool) -> Bool {
+        let code = stateCode.load(ordering: .relaxed)
+        return code == 0 || (code == 1 && mayUseReserve)
     }
 
     func requireAlive() throws(StorageError) {
@@ -452,6 +471,7 @@ package struct FolderRemoval<D: Disk>: Sendable {
 
     package func run() throws(StorageError) {
         do {
+            try disk.syncDirectory(parentPath(of: folder))
             for name in try disk.list(folder) { try disk.removeIfPresent(folder + "/" + name) }
             try disk.removeDirectory(folder)
             try disk.syncDirectory(parentPath(of: folder))

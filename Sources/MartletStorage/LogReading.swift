@@ -110,19 +110,17 @@ extension PartitionLog {
         }
     }
 
-    /// Closed segments keep at most this many partitions' worth of files open: the files of the
-    /// longest-sealed ones are let go first.
-    private func limitOpenFiles(keeping kept: Segment<D>) {
-        var open = 0
-        for segment in segments.reversed() where segment !== kept && segment.isSealed {
-            guard segment.openFileCount > 0 else { continue }
-            open += 1
-            if open > Self.openSealedSegmentLimit, segment.indexes.pendingOffsets.isEmpty { segment.releaseFiles() }
-        }
+    /// Closed segments that were looked at stay open for the next look, but only the last few of them.
+    private func limitOpenFiles(keeping segment: Segment<D>) {
+        guard segment.isSealed, openSealed.last !== segment else { return }
+        openSealed.removeAll { $0 === segment }
+        openSealed.append(segment)
+        guard openSealed.count > Self.openSealedLimit else { return }
+        // Unflushed files are held by the dirty set as well and stay open with it.
+        openSealed.removeFirst().releaseFiles()
     }
 
-    /// Sealed segments whose files stay open per partition, besides the one being read.
-    private static var openSealedSegmentLimit: Int { 3 }
+    private static var openSealedLimit: Int { 4 }
 
     /// Makes the index files of the segment that holds `offset` anew from its log file.
     package func rebuildIndex(at offset: Offset) throws(ReadError) {
@@ -166,8 +164,9 @@ extension PartitionLog {
         try requireReadable()
         for segment in segments where segment.size > 0 && segment.endOffset > logStartOffset {
             if segment.baseOffset >= bound { break }
-            let view = try view(of: segment)
+            try loadTimes(of: segment)
             if let maximum = segment.maximum, maximum.timestamp < timestamp.rawValue { continue }
+            let view = try view(of: segment)
             var scanner = BatchScanner(view.file, end: segment.size, nonBlocking: false)
             var position = 0
             do {
@@ -207,8 +206,9 @@ extension PartitionLog {
         var best: (header: RecordBatchHeader, position: Int, segment: Segment<D>)?
         for segment in segments where segment.size > 0 && segment.endOffset > logStartOffset {
             if segment.baseOffset >= bound { break }
-            let view = try view(of: segment)
+            try loadTimes(of: segment)
             if let maximum = segment.maximum, let best, maximum.timestamp <= best.header.maxTimestamp { continue }
+            let view = try view(of: segment)
             var scanner = BatchScanner(view.file, end: segment.size, nonBlocking: false)
             var position = 0
             // Only a segment that `bound` or the log start cuts must be walked: elsewhere the index knows.
@@ -233,6 +233,14 @@ extension PartitionLog {
         return try firstRecord(
             of: best.header, at: best.position, in: try view(of: best.segment), from: logStartOffset,
             notBefore: best.header.maxTimestamp)
+    }
+
+    private func loadTimes(of segment: Segment<D>) throws(ReadError) {
+        do {
+            try segment.loadTimes()
+        } catch {
+            throw .storage(directory.record(error))
+        }
     }
 
     private func requireReadable() throws(ReadError) {

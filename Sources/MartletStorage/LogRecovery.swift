@@ -13,7 +13,10 @@ package struct RecoveryReport: Equatable, Sendable {
     /// Bytes copied to quarantine because the log is damaged or was cut.
     package var quarantinedBytes = 0
 
-    package var isNoteworthy: Bool { truncatedBytes > 0 || quarantinedBytes > 0 }
+    /// Where the folder of a former topic with the same name was moved to.
+    package var movedAside: String?
+
+    package var isNoteworthy: Bool { truncatedBytes > 0 || quarantinedBytes > 0 || movedAside != nil }
 }
 
 extension PartitionLog {
@@ -64,8 +67,11 @@ extension PartitionLog {
             }
             return
         }
+        if try isOfAnotherTopic(expected) {
+            try moveAside()
+            return
+        }
         folderExists = true
-        try checkIdentity(expected)
         let present = try finishInterrupted(names, now: now)
         try findSegments(present, now: now)
         guard let first = segments.first else {
@@ -91,19 +97,28 @@ extension PartitionLog {
         try loadProducers(present, now: now)
     }
 
-    private func checkIdentity(_ expected: UniversalID?) throws {
+    private func isOfAnotherTopic(_ expected: UniversalID?) throws -> Bool {
         let path = folder + "/" + LogFileName.partitionMetadata
         guard let bytes = try disk.readAll(path, limit: 4096), let found = PartitionMetadata.decode(bytes) else {
             // Written at the first flush: a crash before it leaves none, and nothing acknowledged either.
             if let expected { dirty.markReplacement(path, PartitionMetadata.encode(expected)) }
-            return
+            return false
         }
-        if let expected, found != expected {
-            throw StorageError.offline(
-                topicPartition,
-                detail: "\(folder) belongs to topic id \(found), not \(expected); move the folder away")
-        }
+        if let expected, found != expected { return true }
         adopt(topicID: found)
+        return false
+    }
+
+    /// The folder is of a topic that had this name before. Its data is nobody's here, but not ours to
+    /// remove (I12): it gets a name of its own, and the new topic starts empty.
+    private func moveAside() throws {
+        let target = "\(folder).stray"
+        var number = 0
+        while try disk.exists("\(target)\(number)") { number += 1 }
+        try disk.rename(folder, to: "\(target)\(number)")
+        try disk.syncDirectory(directory.path)
+        recovery.movedAside = "\(target)\(number)"
+        forgetCheckpoint()
     }
 
     private func findSegments(_ names: [String], now: Timestamp) throws {
@@ -155,9 +170,8 @@ extension PartitionLog {
     /// Position from which a walk has to start so that nothing before it needs to be known: the last place
     /// that both indexes know, before `limit`. Prepares the segment's end and indexes accordingly.
     private func walkStart(in segment: Segment<D>, before limit: Offset) throws -> Int {
-        segment.indexesAreLoaded = false
-        segment.maximum = nil
-        try segment.loadIndexes()
+        segment.unloadIndexes()
+        try segment.loadTimes()
         let fileSize = segment.size
         // Nothing is known of what the files hold after a crash: cut what cannot be true of this log.
         try segment.truncateIndexes(toPosition: fileSize, end: limit)
@@ -259,6 +273,8 @@ extension PartitionLog {
             return
         }
         setEnds(end, flushed: recoveryPoint)
+        // The run that crashed may have reserved blocks ahead.
+        if let active = segments.last { active.allocatedEnd = active.size + 1 }
         if changed { try makeDurable() }
         flushedEndOffset = end
         checkpoint.setRecoveryPoint(end)

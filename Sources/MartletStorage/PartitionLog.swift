@@ -33,7 +33,7 @@ package final class PartitionLog<D: Disk> {
     package private(set) var topicID: UniversalID
     package var configuration: LogConfiguration
     let disk: D
-    let checkpoint: PartitionCheckpoint
+    private(set) var checkpoint: PartitionCheckpoint
 
     /// By base offset; the last one is active. Empty before the first append.
     var segments: [Segment<D>] = []
@@ -41,6 +41,8 @@ package final class PartitionLog<D: Disk> {
     var dirty = DirtySet<D>()
     var recent = RecentBatches()
     var deletions: [PendingDeletion] = []
+    /// Closed segments with open files, the one used last at the end.
+    var openSealed: [Segment<D>] = []
     var compactionIsUnderWay = false
     /// Everything before this was compacted since the log was opened.
     var compactedEnd = Offset.zero
@@ -118,6 +120,13 @@ package final class PartitionLog<D: Disk> {
     }
 
     func adopt(topicID: UniversalID) { self.topicID = topicID }
+
+    /// What the checkpoint files know is of another topic of this name.
+    func forgetCheckpoint() {
+        checkpoint = directory.newCheckpoint(of: topicPartition)
+        logStartOffset = .zero
+        setEnds(.zero, flushed: .zero)
+    }
 
     // MARK: Append
 
@@ -314,7 +323,10 @@ package final class PartitionLog<D: Disk> {
         }
         if let segment = segments.last, let file = segment.openFile {
             dirty.markFile(file)
-            if segment.indexes.pendingOffsets.count >= SegmentIndexes.pendingLimit { persistIndexes(of: segment) }
+            if segment.indexes.pendingOffsets.count >= SegmentIndexes.pendingLimit {
+                persistIndexes(of: segment)
+                segment.releaseIndexFiles()
+            }
         }
         if epochsChanged { markEpochsDirty() }
         staged.removeAll(keepingCapacity: staged.capacity <= 64)
@@ -446,9 +458,9 @@ package final class PartitionLog<D: Disk> {
     /// lets go of files and buffers. Call it every few seconds.
     package func tick(now: Timestamp) throws(StorageError) {
         if let active = segments.last, active.size > 0, staged.isEmpty, damage == nil, let first = active.firstAppend,
-            now.rawValue - first.rawValue >= configuration.segmentMilliseconds
+            now.rawValue - first.rawValue >= configuration.segmentMilliseconds,
+            directory.isWritable(mayUseReserve: configuration.mayUseReserve)
         {
-            try directory.requireWritable(mayUseReserve: configuration.mayUseReserve)
             try roll(now: now)
         }
         if !producers.entries.isEmpty, staged.isEmpty {
@@ -469,6 +481,7 @@ package final class PartitionLog<D: Disk> {
     package func releaseIdle() {
         guard staged.isEmpty, dirty.isClean, !flushIsUnderWay else { return }
         for segment in segments { segment.releaseFiles() }
+        openSealed = []
         recent.removeAll()
         run = []
         staged = []
@@ -485,7 +498,7 @@ package final class PartitionLog<D: Disk> {
     package func takeFlush() -> FlushWork<D>? {
         guard !flushIsUnderWay, !dirty.isClean else { return nil }
         flushIsUnderWay = true
-        return dirty.take(disk: disk, endOffset: writtenEndOffset)
+        return dirty.take(directory, endOffset: writtenEndOffset)
     }
 
     /// Takes the result of ``FlushWork/run()``. A failed flush is final for the whole log directory:
@@ -497,13 +510,14 @@ package final class PartitionLog<D: Disk> {
             _ = directory.record(failure, isFlush: true)
             return
         }
-        dirty.completed(result.sequence)
+        dirty.completed(result.sequence, keepingReplacements: result.lacksSmallFiles)
         if let install = unflushedInstall, install <= result.sequence { unflushedInstall = nil }
         // The log may have been cut below the flushed end meanwhile (a follower's truncation).
         let end = min(result.endOffset, writtenEndOffset)
         if end > flushedEndOffset {
             flushedEndOffset = end
-            checkpoint.setRecoveryPoint(end)
+            // Without its small files a start must look at the batches again.
+            if !result.lacksSmallFiles { checkpoint.setRecoveryPoint(end) }
         }
     }
 

@@ -70,7 +70,7 @@ extension PartitionLog {
             guard drops else { break }
             if isActive {
                 // The log end lives in the name of the next, empty segment.
-                if hasStaged { break }
+                if hasStaged || !directory.isWritable(mayUseReserve: true) { break }
                 try roll(now: now)
             }
             excess -= segment.size
@@ -85,7 +85,7 @@ extension PartitionLog {
     /// Time of the segment's newest record, at most its last append.
     private func age(of segment: Segment<D>) throws(StorageError) -> Int64 {
         do {
-            try segment.loadIndexes()
+            try segment.loadTimes()
         } catch {
             throw directory.record(error)
         }
@@ -165,10 +165,10 @@ extension PartitionLog {
     // MARK: Truncation
 
     /// A follower's cut: removes everything from `end` on, because the leader has something else there
-    /// (KIP-101). Nothing may be staged. Blocks on the disk: the cut is durable when this returns, so that
+    /// (KIP-101). Nothing may be staged, no flush under way. Blocks on the disk: the cut is durable when this returns, so that
     /// no crash can bring the old records back under new ones.
     package func truncate(to end: Offset) throws(StorageError) {
-        precondition(!hasStaged, "truncate with staged batches")
+        precondition(!hasStaged && !isFlushUnderWay, "truncate with staged batches or during a flush")
         precondition(end >= logStartOffset, "truncate below the log start; use restart(at:)")
         guard end < writtenEndOffset, damage == nil else { return }
         let index = segmentIndex(for: end)

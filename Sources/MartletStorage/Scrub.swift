@@ -96,6 +96,8 @@ extension PartitionLog {
                     CompactionPlan.Source(
                         baseOffset: segment.baseOffset, endOffset: end, size: segment.size,
                         file: try segment.file()))
+                // The work holds the file from here on.
+                if segment.isSealed { segment.releaseFiles() }
             }
         } catch {
             throw directory.record(error)

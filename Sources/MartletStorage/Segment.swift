@@ -22,8 +22,10 @@ final class Segment<D: Disk> {
     /// End of the blocks reserved so far.
     var allocatedEnd = 0
     var indexes = SegmentIndexes()
-    /// Entry counts and the last time entry have been read from the index files.
+    /// Entry counts have been read from the index files.
     var indexesAreLoaded: Bool
+    /// The last time entry has been read as well.
+    private var timesAreLoaded: Bool
     var isSealed = false
     private(set) var openFile: SegmentFile<D>?
     private(set) var openOffsetIndex: SegmentFile<D>?
@@ -38,6 +40,7 @@ final class Segment<D: Disk> {
         self.endOffset = baseOffset
         self.lastAppend = lastAppend
         self.indexesAreLoaded = false
+        self.timesAreLoaded = false
     }
 
     /// A new, empty segment.
@@ -49,6 +52,7 @@ final class Segment<D: Disk> {
         self.endOffset = baseOffset
         self.lastAppend = now
         self.indexesAreLoaded = true
+        self.timesAreLoaded = true
         let path = folder + "/" + LogFileName.make(baseOffset.rawValue, LogFileName.log)
         // A file of that name can only be a rest that recovery found empty or cut to nothing.
         let file = try disk.open(path, .create)
@@ -74,20 +78,35 @@ final class Segment<D: Disk> {
         return file
     }
 
-    var openFileCount: Int {
-        (openFile == nil ? 0 : 1) + (openOffsetIndex == nil ? 0 : 1) + (openTimeIndex == nil ? 0 : 1)
-    }
-
     func releaseFiles() {
         openFile = nil
+        releaseIndexFiles()
+    }
+
+    func releaseIndexFiles() {
         openOffsetIndex = nil
         openTimeIndex = nil
     }
 
+    /// Takes over indexes that a compaction has made.
+    func adopt(_ indexes: SegmentIndexes, maximum: TimeIndexEntry?) {
+        self.indexes = indexes
+        self.maximum = maximum
+        indexesAreLoaded = true
+        timesAreLoaded = true
+    }
+
+    /// Forgets what is known of the index files.
+    func unloadIndexes() {
+        indexesAreLoaded = false
+        timesAreLoaded = false
+        maximum = nil
+    }
+
     // MARK: Indexes
 
-    /// Reads the sizes of the index files and the last time entry. Missing or odd files count as shorter
-    /// ones: a search then walks more of the log, nothing else.
+    /// Reads the sizes of the index files. Missing or odd files count as shorter ones: a search then walks
+    /// more of the log, nothing else.
     func loadIndexes() throws(DiskError) {
         if indexesAreLoaded { return }
         indexes = SegmentIndexes()
@@ -96,12 +115,19 @@ final class Segment<D: Disk> {
         }
         if let file = try timeIndexFile(create: false) {
             indexes.persistedTimeCount = try file.file.size() / TimeIndexEntry.byteCount
-            if indexes.persistedTimeCount > 0 {
-                indexes.lastTime = try readTimes(at: indexes.persistedTimeCount - 1, count: 1).first
-            }
+        }
+        indexesAreLoaded = true
+    }
+
+    /// Reads the last time entry too, which of a closed segment is its largest timestamp.
+    func loadTimes() throws(DiskError) {
+        try loadIndexes()
+        if timesAreLoaded { return }
+        if indexes.persistedTimeCount > 0 {
+            indexes.lastTime = try readTimes(at: indexes.persistedTimeCount - 1, count: 1).first
         }
         if maximum == nil { maximum = indexes.lastTime }
-        indexesAreLoaded = true
+        timesAreLoaded = true
     }
 
     func indexFile(create: Bool) throws(DiskError) -> SegmentFile<D>? {

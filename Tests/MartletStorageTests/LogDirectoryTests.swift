@@ -101,20 +101,23 @@ import Testing
         #expect(try Fixture.readAll(again).count == 3)
     }
 
-    @Test func `a folder of another topic id is not used`() throws {
+    @Test func `a folder of a former topic is moved aside and the new topic starts empty`() throws {
         let disk = SimulatedDisk()
         let directory = try Fixture.directory(disk)
         let log = try Fixture.log(directory)
         try Fixture.append(log, Fixture.batch())
         try Fixture.close(log, directory)
         let again = try Fixture.directory(disk)
-        let error = #expect(throws: StorageError.self) {
-            try SimulatedLog.open(
-                directory: again, topicPartition: Fixture.partition, topicID: UniversalID(high: 1, low: 1),
-                configuration: LogConfiguration(), now: Fixture.now)
-        }
-        #expect(error?.description.contains("topic id") == true)
         #expect(disk.content("/data/orders-0/partition.metadata") == Array("version: 0\ntopic_id: \(Fixture.topicID)\n".utf8))
+        let fresh = try SimulatedLog.open(
+            directory: again, topicPartition: Fixture.partition, topicID: UniversalID(high: 1, low: 1),
+            configuration: LogConfiguration(), now: Fixture.now)
+        #expect(fresh.recovery.movedAside == "/data/orders-0.stray0")
+        #expect(fresh.logEndOffset == .zero && fresh.logStartOffset == .zero)
+        try Fixture.append(fresh, Fixture.batch())
+        #expect(disk.files.contains("/data/orders-0.stray0/00000000000000000000.log"))
+        try Fixture.close(fresh, again)
+        #expect(try Fixture.directory(disk).unknownNames == ["orders-0.stray0"])
     }
 
     @Test func `unknown folders are reported and left alone`() throws {
