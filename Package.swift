@@ -201,8 +201,8 @@ let package = Package(
         .testTarget(
             name: "ProcessTests",
             dependencies: [
-                "MartletLogModel", "MartletClient", "MartletTestSupport", "CMartletPlatform", nioCore,
-                "martletd", "martlet", "example-produce", "example-consume",
+                "MartletLogModel", "MartletClient", "MartletMarketData", "MartletTestSupport", "CMartletPlatform",
+                nioCore, argumentParser, "martletd", "martlet", "example-produce", "example-consume",
             ],
             swiftSettings: relaxed),
         .testTarget(
