@@ -151,7 +151,7 @@ struct MarketRecordCommand: AsyncParsableCommand {
             topic: topic, partitions: [index], start: try OffsetChoice(offset), follow: follow,
             configuration: ConsumerConfiguration(try connection.configuration()))
         let recording = try MarketRecording(path: file, format: format.format)
-        _ = try await untilInterrupted { try await reading.run { try recording.append($0) } }
+        try await untilStopped { stop in try await reading.run(stop) { try recording.append($0) } }
         try recording.finish()
         if json {
             try Console.print(
@@ -210,7 +210,7 @@ struct MarketTape: AsyncParsableCommand {
             configuration: ConsumerConfiguration(try connection.configuration()))
         let printer = TapePrinter(format: format.format, symbols: Set(symbol), limit: maxTrades ?? Int.max, json: json)
         do {
-            _ = try await untilInterrupted { try await reading.run { try printer.print($0) } }
+            try await untilStopped { stop in try await reading.run(stop) { try printer.print($0) } }
         } catch is TapePrinter.LimitReached {
             return
         }

@@ -70,7 +70,7 @@ struct ConsumeCommand: AsyncParsableCommand {
                 "--group starts at the group's own offset; --offset can only be earliest or latest then",
                 remedy: "`martlet group reset-offsets` moves a group", exitCode: .usage)
         }
-        _ = try await untilInterrupted { try await reading.run { try sink.write($0) } }
+        try await untilStopped { stop in try await reading.run(stop) { try sink.write($0) } }
     }
 }
 
@@ -111,14 +111,14 @@ struct TopicReading: Sendable {
     /// How long one poll waits; also how long an interrupt may go unnoticed at worst.
     static let pollTimeout: Duration = .milliseconds(500)
 
-    /// Hands records to `body` in order per partition.
-    func run(_ body: @Sendable ([ConsumedRecord]) async throws -> Void) async throws {
+    /// Hands records to `body` in order per partition, until the end or until `stop` is set.
+    func run(_ stop: StopFlag, _ body: @Sendable ([ConsumedRecord]) async throws -> Void) async throws {
         let consumer = try Consumer(configuration)
         do {
             if configuration.groupID != nil {
-                try await readGroup(consumer, body)
+                try await readGroup(consumer, stop, body)
             } else {
-                try await readPartitions(consumer, body)
+                try await readPartitions(consumer, stop, body)
             }
         } catch {
             do { try await consumer.close() } catch {}
@@ -128,7 +128,7 @@ struct TopicReading: Sendable {
     }
 
     private func readPartitions(
-        _ consumer: Consumer, _ body: @Sendable ([ConsumedRecord]) async throws -> Void
+        _ consumer: Consumer, _ stop: StopFlag, _ body: @Sendable ([ConsumedRecord]) async throws -> Void
     ) async throws {
         let all = try await partitionList()
         let (starts, ends) = try await positions(consumer, all)
@@ -138,7 +138,7 @@ struct TopicReading: Sendable {
         try await consumer.assign(
             Dictionary(uniqueKeysWithValues: open.map { ($0, OffsetSpec.at(starts[$0] ?? .zero)) }))
         var left = limit ?? Int.max
-        while left > 0, !open.isEmpty {
+        while left > 0, !open.isEmpty, !stop.isSet {
             var records = try await consumer.poll(timeout: Self.pollTimeout, limit: min(left, 10_000))
             if !follow { records.removeAll { $0.offset >= (ends[$0.topicPartition] ?? .zero) } }
             left -= records.count
@@ -148,12 +148,12 @@ struct TopicReading: Sendable {
     }
 
     private func readGroup(
-        _ consumer: Consumer, _ body: @Sendable ([ConsumedRecord]) async throws -> Void
+        _ consumer: Consumer, _ stop: StopFlag, _ body: @Sendable ([ConsumedRecord]) async throws -> Void
     ) async throws {
         try await consumer.subscribe(to: [topic])
         var left = limit ?? Int.max
         var ends: [TopicPartition: Offset] = [:]
-        while left > 0 {
+        while left > 0, !stop.isSet {
             let records = try await consumer.poll(timeout: Self.pollTimeout, limit: min(left, 10_000))
             left -= records.count
             if !records.isEmpty { try await body(records) }
