@@ -89,9 +89,11 @@ import Glibc
         #expect(text.contains("3 k=second-gzip\n"))
         #expect(text.contains("producer "))
         #expect(try cli.ok("log", "dump", segment, "--json").split(separator: "\n").count == 2)
-        for ending in ["index", "timeindex"] {
-            try cli.ok("log", "dump", daemon.dataFolder + "/orders-0/00000000000000000000.\(ending)")
-        }
+        // Indexes of segments as small as these stay in memory: one by hand.
+        try write([0, 0, 0, 5, 0, 0, 16, 0, 0, 0, 0, 9, 0, 0, 32, 0] + [UInt8](repeating: 0, count: 16), to: folder.file("00000000000000000100.index"))
+        #expect(
+            try cli.ok("log", "dump", folder.file("00000000000000000100.index"))
+                == "offset 105  position 4096\noffset 109  position 8192\n2 entries\n")
         var bytes = try contents(segment)
         bytes[80] ^= 1
         try write(bytes, to: folder.file("00000000000000000000.log"))

@@ -8,10 +8,11 @@ struct LogRepair: ParsableCommand {
         commandName: "repair",
         abstract: "Give up what lies behind a damage in partitions that have no other replica.",
         discussion: """
-            The broker must be stopped. Every partition of the data directory is checked as
-            at a broker's start; damaged ones are listed with the offset up to which they
-            are whole. With --execute the log is cut there; the bytes behind it stay in the
-            folder .quarantine of the data directory.
+            The broker must be stopped. Every batch of every partition of the data directory
+            is checked (a broker's start checks only what lies behind the recovery point);
+            damaged partitions are listed with the offset up to which they are whole. With
+            --execute the log is cut there; the bytes behind it stay in the folder
+            .quarantine of the data directory.
 
             Examples:
               martlet log repair /var/lib/martlet
@@ -26,7 +27,9 @@ struct LogRepair: ParsableCommand {
     /// A damaged partition.
     private struct Finding {
         var partition: TopicPartition
-        var damage: LogDamage
+        /// Everything before it is whole.
+        var offset: Offset
+        var detail: String
         var quarantinedBytes: Int
     }
 
@@ -57,8 +60,11 @@ struct LogRepair: ParsableCommand {
                 if let damage = log.damage {
                     findings.append(
                         Finding(
-                            partition: partition, damage: damage, quarantinedBytes: log.recovery.quarantinedBytes))
+                            partition: partition, offset: damage.offset, detail: damage.detail,
+                            quarantinedBytes: log.recovery.quarantinedBytes))
                     if execute { try log.repair() }
+                } else if let finding = try check(log, partition, disk) {
+                    findings.append(finding)
                 }
                 try log.close(clean: log.damage == nil)
             } catch {
@@ -74,6 +80,23 @@ struct LogRepair: ParsableCommand {
             throw CommandFailure(
                 "\(findings.count) damaged", remedy: "restore them from replicas, or cut them with --execute")
         }
+    }
+
+    /// Looks at all that the opening did not, and cuts the log if that is wanted.
+    private func check(
+        _ log: PartitionLog<PosixDisk>, _ partition: TopicPartition, _ disk: PosixDisk
+    ) throws -> Finding? {
+        let check = LogCheck(
+            disk: disk, folder: directory + "/" + partition.description, end: log.logEndOffset)
+        guard log.logEndOffset > log.logStartOffset, let found = try check.run() else { return nil }
+        var quarantinedBytes = 0
+        if execute {
+            quarantinedBytes = try check.quarantine(found, partition: partition, directory: directory)
+            try log.truncate(to: max(found.offset, log.logStartOffset))
+        }
+        return Finding(
+            partition: partition, offset: found.offset,
+            detail: "byte \(found.position) of \(found.segment): \(found.detail)", quarantinedBytes: quarantinedBytes)
     }
 
     private func wantedPartitions(_ folder: LogDirectory<PosixDisk>) throws -> [TopicPartition] {
@@ -98,8 +121,8 @@ struct LogRepair: ParsableCommand {
                                 .object([
                                     ("topic", .string($0.partition.topic)),
                                     ("partition", .integer(Int64($0.partition.partition.rawValue))),
-                                    ("wholeUpTo", .integer($0.damage.offset.rawValue)),
-                                    ("detail", .string($0.damage.detail)),
+                                    ("wholeUpTo", .integer($0.offset.rawValue)),
+                                    ("detail", .string($0.detail)),
                                     ("quarantinedBytes", .integer(Int64($0.quarantinedBytes))),
                                 ])
                             })
@@ -108,8 +131,8 @@ struct LogRepair: ParsableCommand {
         }
         for finding in findings {
             try Console.print(
-                "\(finding.partition): \(execute ? "cut at" : "whole up to") offset \(finding.damage.offset): "
-                    + finding.damage.detail)
+                "\(finding.partition): \(execute ? "cut at" : "whole up to") offset \(finding.offset): "
+                    + finding.detail)
         }
         try Console.print("\(checkedCount) partitions checked, \(findings.count) damaged")
     }
