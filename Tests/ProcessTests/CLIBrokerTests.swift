@@ -114,8 +114,8 @@ import Glibc
         let segment = daemon.dataFolder + "/orders-0/00000000000000000000.log"
         var bytes = try contents(segment)
         // Inside the second of three batches of equal size.
-        let second = Int(bytes[8]) << 24 | Int(bytes[9]) << 16 | Int(bytes[10]) << 8 | Int(bytes[11])
-        bytes[second + 12 + 70] ^= 1
+        let second = 12 + (Int(bytes[8]) << 24 | Int(bytes[9]) << 16 | Int(bytes[10]) << 8 | Int(bytes[11]))
+        bytes[second + 64] ^= 1
         try write(bytes, to: segment)
         let listed = try cli.run("log", "repair", daemon.dataFolder)
         #expect(listed.status == 1, "\(listed)")
@@ -126,5 +126,16 @@ import Glibc
         #expect(try cli.ok("consume", "orders") == "a\n")
         let busy = try cli.run("log", "repair", daemon.dataFolder)
         #expect(busy.status == 1 && busy.errorOutput.contains("in use"))
+        // After an orderly stop no start looks at old batches: repair does.
+        for value in ["d", "e"] { try cli.ok("produce", "orders", input: value + "\n") }
+        #expect(try daemon.stop() == 0)
+        bytes = try contents(segment)
+        bytes[second + 64] ^= 1
+        try write(bytes, to: segment)
+        let hidden = try cli.run("log", "repair", daemon.dataFolder)
+        #expect(hidden.status == 1 && hidden.text.contains("orders-0: whole up to offset 1"), "\(hidden)")
+        try cli.ok("log", "repair", daemon.dataFolder, "--execute")
+        try daemon.restart()
+        #expect(try cli.ok("consume", "orders") == "a\n")
     }
 }
