@@ -97,7 +97,8 @@ package final class FetchRequestState: @unchecked Sendable {
     private let minBytes: Int
     private let maxBytes: Int
     private let maxWait: TimeAmount
-    private let finish: ([FetchResult]) -> Void
+    /// Cleared when it was called or the fetch was cancelled: it holds the request's context.
+    private var finish: (([FetchResult]) -> Void)?
 
     private var results: [FetchResult]
     private var stale: [Int]
@@ -212,6 +213,7 @@ package final class FetchRequestState: @unchecked Sendable {
     /// The connection is gone: whatever arrives later is dropped.
     package func cancel() {
         isDone = true
+        finish = nil
         stopWaiting()
     }
 
@@ -236,10 +238,16 @@ package final class FetchRequestState: @unchecked Sendable {
         enforceMaxBytes()
         let cold = results.indices.filter { results[$0].cold != nil }
         guard !cold.isEmpty else {
-            finish(results)
+            answer()
             return
         }
         warm(cold)
+    }
+
+    private func answer() {
+        let finish = self.finish
+        self.finish = nil
+        finish?(results)
     }
 
     /// Each loop kept to `maxBytes` by itself; together they may exceed it. Later partitions wait for the
@@ -279,7 +287,7 @@ package final class FetchRequestState: @unchecked Sendable {
                         self.results[index] = FetchResult(error: .kafkaStorageError)
                     }
                 }
-                self.finish(self.results)
+                self.answer()
             }
         }
     }

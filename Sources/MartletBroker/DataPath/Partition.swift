@@ -18,11 +18,15 @@ package final class Partition: @unchecked Sendable {
     /// Operations that may wait for a partition to open. More are refused with a retriable error.
     private static let openingQueueLimit = 10_000
 
+    /// How long a partition that failed to open answers with the cause before it is tried again.
+    private static let reopenInterval: TimeAmount = .seconds(5)
+
     private enum Phase {
         case opening([(Partition) -> Void])
         case open(PartitionLog<PosixDisk>)
         /// The log cannot be used; requests are answered with the code and the cause.
-        case failed(ErrorCode, String)
+        /// A later request tries again: what failed may have been a passing lack of files or memory.
+        case failed(ErrorCode, String, since: NIODeadline)
         case closed
     }
 
@@ -59,6 +63,7 @@ package final class Partition: @unchecked Sendable {
     private var flushWanted = false
     private var closePromise: EventLoopPromise<Void>?
     private var closeClean = true
+    private var segmentCount = 1
     /// When a client last appended or fetched; see ``letGoIfUnused(since:)``.
     private var lastUse = NIODeadline.now()
     /// Background work on the log (retention, compaction) that must not overlap.
@@ -118,19 +123,24 @@ package final class Partition: @unchecked Sendable {
         case .failure(let error):
             loop.logger.error(
                 "partition is offline", metadata: ["partition": "\(name)", "cause": "\(error)"])
-            phase = .failed(error.errorCode, error.description)
+            phase = .failed(error.errorCode, error.description, since: .now())
         }
         for operation in queue { operation(self) }
     }
 
     /// Runs `operation` once the partition is open or has failed to open; at once if that is so already.
     package func whenOpen(_ operation: @escaping (Partition) -> Void) {
+        if case .failed(_, _, let since) = phase, .now() - since > Self.reopenInterval {
+            phase = .opening([])
+            open()
+        }
         guard case .opening(var queue) = phase else {
             operation(self)
             return
         }
         guard queue.count < Self.openingQueueLimit else {
-            phase = .failed(.kafkaStorageError, "too many requests wait for the partition to open")
+            phase = .failed(
+                .kafkaStorageError, "too many requests wait for the partition to open", since: .now())
             for waiting in queue { waiting(self) }
             operation(self)
             return
@@ -143,7 +153,7 @@ package final class Partition: @unchecked Sendable {
     package var openLog: Result<PartitionLog<PosixDisk>, PartitionUnavailable> {
         switch phase {
         case .open(let log): .success(log)
-        case .failed(let code, let cause): .failure(PartitionUnavailable(code: code, cause: cause))
+        case .failed(let code, let cause, _): .failure(PartitionUnavailable(code: code, cause: cause))
         case .opening, .closed:
             .failure(PartitionUnavailable(code: .notLeaderOrFollower, cause: "the partition is not open here"))
         }
@@ -381,7 +391,11 @@ package final class Partition: @unchecked Sendable {
             }
         }
         runEffects()
-        if replica.durability == .fsync { requestFlush() }
+        // Relaxed topics flush what a roll completed, in the background, so that recovery never reads more than
+        // the active segment.
+        let hasRolled = log.segmentCount != segmentCount
+        segmentCount = log.segmentCount
+        if replica.durability == .fsync || hasRolled { requestFlush() }
     }
 
     private func runEffects() {
@@ -478,7 +492,7 @@ package final class Partition: @unchecked Sendable {
             loop.logger.critical(
                 "flush failed; the log directory is offline until the disk is replaced and the broker restarted",
                 metadata: ["partition": "\(name)", "cause": "\(failure)"])
-            phase = .failed(.kafkaStorageError, "flush failed: \(failure)")
+            phase = .failed(.kafkaStorageError, "flush failed: \(failure)", since: .now())
             failEverything(.kafkaStorageError, "flush failed: \(failure)")
             closePromise?.succeed()
             closePromise = nil

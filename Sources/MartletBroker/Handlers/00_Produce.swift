@@ -258,7 +258,9 @@ package enum ProduceHandler {
                 loop.complete(
                     ProduceCompletion(
                         request: state, index: item.index,
-                        result: ProduceResult(error: .unknownTopicOrPartition, message: "the topic was deleted")))
+                        result: loop.isStopping
+                            ? ProduceResult(error: .notLeaderOrFollower, message: "the broker is shutting down")
+                            : ProduceResult(error: .unknownTopicOrPartition, message: "the topic was deleted")))
                 continue
             }
             partition.whenOpen { $0.append(item, for: state) }
