@@ -24,6 +24,9 @@ package enum AppendOutcome: Equatable, Sendable {
 /// ``takeFlush()``, run it, ``flushCompleted(_:)``. A batch may be acknowledged as durable when
 /// ``flushedEndOffset`` is past it.
 ///
+/// The entry points of the data path carry `@_specialize`: callers in other modules reach the generic code
+/// otherwise, at twice the cost per call (tail `locate` 930 against 450 ns in one run).
+///
 /// What it deliberately does not do: high watermark, replication, threads, timers, logging.
 package final class PartitionLog<D: Disk> {
     package let topicPartition: TopicPartition
@@ -137,6 +140,7 @@ package final class PartitionLog<D: Disk> {
     ///   - batch: exactly one validated batch whose bytes nobody else reads; kept without a copy.
     ///   - header: the batch's own header, as received.
     ///   - now: wall clock.
+    @_specialize(where D == PosixDisk)
     package func stage(
         _ batch: inout ByteBuffer, header: RecordBatchHeader, leaderEpoch: LeaderEpoch, now: Timestamp
     ) throws(AppendError) -> AppendOutcome {
@@ -250,6 +254,7 @@ package final class PartitionLog<D: Disk> {
 
     /// Writes everything staged: one gathered write per segment. On a failure all of it is undone (log
     /// end, producers, epochs, file sizes) and may be staged again by its producers.
+    @_specialize(where D == PosixDisk)
     package func writeStaged() throws(StorageError) {
         if staged.isEmpty { return }
         let segmentCountBefore = segments.count
@@ -495,6 +500,7 @@ package final class PartitionLog<D: Disk> {
 
     /// What must be flushed now, or nil when nothing is dirty or a flush is under way: after
     /// ``flushCompleted(_:)`` ask again.
+    @_specialize(where D == PosixDisk)
     package func takeFlush() -> FlushWork<D>? {
         guard !flushIsUnderWay, !dirty.isClean else { return nil }
         flushIsUnderWay = true
@@ -503,6 +509,7 @@ package final class PartitionLog<D: Disk> {
 
     /// Takes the result of ``FlushWork/run()``. A failed flush is final for the whole log directory:
     /// afterwards nobody knows what the disk holds.
+    @_specialize(where D == PosixDisk)
     package func flushCompleted(_ result: FlushResult) {
         precondition(flushIsUnderWay, "flushCompleted without takeFlush")
         flushIsUnderWay = false

@@ -8,6 +8,8 @@ import Testing
 @Suite struct CrashTests {
     /// Workloads per test; each is crashed after every operation.
     static let workloads: UInt64 = isLong ? 60 : 3
+    /// First seed; every failure names its own. `MARTLET_SEED=n` looks elsewhere.
+    static let base = environment("MARTLET_SEED").flatMap { UInt64($0) } ?? 0
     /// Images drawn per crash point beyond the two extremes.
     static let imagesPerPoint: UInt64 = isLong ? 10 : 1
     /// Crash after each operation, or (each workload elsewhere) after every so many of them.
@@ -37,7 +39,7 @@ import Testing
         return nil
     }
 
-    @Test(arguments: 0..<CrashTests.workloads)
+    @Test(arguments: CrashTests.base..<(CrashTests.base + CrashTests.workloads))
     func `after a power cut at any point every acknowledged batch is there and nothing invented`(
         seed: UInt64
     ) {
@@ -45,14 +47,14 @@ import Testing
         #expect(problem == nil, "\(problem ?? "")")
     }
 
-    @Test(arguments: 100..<(100 + CrashTests.workloads))
+    @Test(arguments: (CrashTests.base + 100)..<(CrashTests.base + 100 + CrashTests.workloads))
     func `after a power cut during compaction the newest value of every key is there`(seed: UInt64) {
         let problem = Self.enumerate(seed: seed, compacts: true)
         #expect(problem == nil, "\(problem ?? "")")
     }
 
     @Test func `a second crash during recovery changes nothing`() {
-        for seed in 200..<(200 + Self.workloads) as Range<UInt64> {
+        for seed in (Self.base + 200)..<(Self.base + 200 + Self.workloads) {
             var generator = SplitMix64(seed: seed)
             var whole = CrashWorkload(seed: seed)
             let first = SimulatedDisk()
@@ -89,9 +91,9 @@ import Testing
     }
 
     @Test func `a flipped bit in a log is cut off as a tail, reported as damage or found by verify`() throws {
-        for seed in 300..<(300 + (isLong ? 2000 : 120)) as Range<UInt64> {
+        for seed in (Self.base + 300)..<(Self.base + 300 + (isLong ? 2000 : 120)) {
             var generator = SplitMix64(seed: seed)
-            var workload = CrashWorkload(seed: seed % 7)
+            var workload = CrashWorkload(seed: Self.base + seed % 7)
             let disk = SimulatedDisk()
             workload.run(on: disk)
             let image = disk.crashed(seed: 1)
