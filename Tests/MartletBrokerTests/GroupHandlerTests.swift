@@ -228,7 +228,7 @@ import Testing
                 topic.name = name
                 topic.partitions = indexes.map {
                     var partition = OffsetCommitRequest.OffsetCommitRequestPartition()
-                    partition.partitionIndex = $0
+                    partition.partitionIndex = Int32($0)
                     partition.committedOffset = 1
                     return partition
                 }
