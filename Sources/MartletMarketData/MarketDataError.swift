@@ -33,7 +33,8 @@ public struct MarketDataError: Error, Hashable, Sendable, CustomStringConvertibl
     public var remedy: String
 
     public init(
-        _ code: Code, file: String? = nil, offset: Int64? = nil, line: Int64? = nil, cause: String, remedy: String = ""
+        _ code: Code, file: String? = nil, offset: Int64? = nil, line: Int64? = nil, cause: String,
+        remedy: String = ""
     ) {
         self.code = code
         self.file = file

@@ -69,7 +69,8 @@ public struct MarketReplay: Sendable {
                     if case .times(let factor) = speed {
                         let first = firstNanoseconds ?? message.nanoseconds
                         firstNanoseconds = first
-                        let due = fileStart + .nanoseconds(Int64(Double(message.nanoseconds - first) / factor))
+                        let due =
+                            fileStart + .nanoseconds(Int64(Double(message.nanoseconds - first) / factor))
                         if due > clock.now {
                             try await producer.enqueue(contentsOf: chunk)
                             chunk.removeAll(keepingCapacity: true)
@@ -117,7 +118,8 @@ public struct MarketReplay: Sendable {
         switch format {
         case .itch50: return view.first ?? 0
         case .lobster:
-            guard let comma = view.firstIndex(of: UInt8(ascii: ",")), view.index(after: comma) < view.endIndex else {
+            guard let comma = view.firstIndex(of: UInt8(ascii: ",")), view.index(after: comma) < view.endIndex
+            else {
                 return 0
             }
             return view[view.index(after: comma)]
@@ -128,7 +130,8 @@ public struct MarketReplay: Sendable {
         guard usesEventTime else { return nil }
         guard let day = date ?? reader.date else {
             throw MarketDataError(
-                .badArgument, file: reader.path, cause: "the file's name does not tell the day of the session",
+                .badArgument, file: reader.path,
+                cause: "the file's name does not tell the day of the session",
                 remedy: "name the day")
         }
         return day.newYorkMidnightMilliseconds

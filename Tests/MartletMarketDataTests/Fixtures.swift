@@ -4,7 +4,7 @@ import Testing
 @testable import MartletMarketData
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #endif
 
 /// Folder of shared real data beside the package, if this machine has it.

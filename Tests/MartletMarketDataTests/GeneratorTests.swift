@@ -10,7 +10,9 @@ import Testing
         #expect(try sessionBytes(plan) == first)
         #expect(try sessionBytes(ITCHSessionPlan(seed: 8, messageCount: 5_000)) != first)
         // Frozen: a change of the generator is a change of every recorded figure.
-        #expect(first.reduce(UInt64(14_695_981_039_346_656_037)) { ($0 ^ UInt64($1)) &* 1_099_511_628_211 } == GeneratorTests.frozen)
+        #expect(
+            first.reduce(UInt64(14_695_981_039_346_656_037)) { ($0 ^ UInt64($1)) &* 1_099_511_628_211 }
+                == GeneratorTests.frozen)
     }
     /// FNV-1a of the session of seed 7.
     private static let frozen: UInt64 = 9_801_847_191_843_797_226
@@ -26,12 +28,16 @@ import Testing
         var types: [ITCHMessageType: Int] = [:]
         // One expectation a message would take most of the test's time.
         var problems: [String] = []
-        func check(_ holds: Bool, line: Int = #line) { if !holds { problems.append("message \(seen), line \(line)") } }
+        func check(_ holds: Bool, line: Int = #line) {
+            if !holds { problems.append("message \(seen), line \(line)") }
+        }
         func best(_ locate: UInt16, _ side: Side) -> UInt32? {
             let prices = orders.values.filter { $0.locate == locate && $0.side == side }.map(\.price)
             return side == .buy ? prices.max() : prices.min()
         }
-        for message in try ITCHSessionGenerator(ITCHSessionPlan(seed: seed, messageCount: count, symbolCount: 3)) {
+        for message in try ITCHSessionGenerator(
+            ITCHSessionPlan(seed: seed, messageCount: count, symbolCount: 3))
+        {
             seen += 1
             check(message.nanoseconds >= last)
             last = message.nanoseconds
@@ -71,7 +77,8 @@ import Testing
                 let known = orders.removeValue(forKey: reference)
                 let former = try #require(known)
                 orders[replacement] = Order(
-                    side: former.side, price: try #require(message.price), shares: try #require(message.shares),
+                    side: former.side, price: try #require(message.price),
+                    shares: try #require(message.shares),
                     locate: former.locate, arrival: seen)
             case _: break
             }
@@ -104,7 +111,8 @@ import Testing
 
     @Test func `a plan that cannot be is refused with the bound`() {
         for plan in [
-            ITCHSessionPlan(messageCount: 10), ITCHSessionPlan(symbolCount: 0), ITCHSessionPlan(symbolCount: 9_000),
+            ITCHSessionPlan(messageCount: 10), ITCHSessionPlan(symbolCount: 0),
+            ITCHSessionPlan(symbolCount: 9_000),
             ITCHSessionPlan(messageCount: 1_000_000, messagesPerSecond: 1),
         ] {
             let error = #expect(throws: MarketDataError.self) { _ = try ITCHSessionGenerator(plan) }
@@ -122,7 +130,8 @@ import Testing
         var directory = ITCHSymbolDirectory()
         for message in try ITCHSessionGenerator(ITCHSessionPlan(seed: 4, messageCount: 10_000)) {
             let symbol = directory.symbol(of: message).map { String(buffer: $0) }
-            #expect(symbol == (message.locate == 0 ? nil : ITCHSessionGenerator.symbol(Int(message.locate) - 1)))
+            #expect(
+                symbol == (message.locate == 0 ? nil : ITCHSessionGenerator.symbol(Int(message.locate) - 1)))
         }
     }
 }

@@ -30,7 +30,8 @@ import Testing
         }
     }
 
-    @Test(arguments: [false, true]) func `writing what was read gives the same bytes`(compressed: Bool) throws {
+    @Test(arguments: [false, true]) func `writing what was read gives the same bytes`(compressed: Bool) throws
+    {
         let bytes = try sessionBytes(ITCHSessionPlan(seed: 11, messageCount: 40_000))
         try withTemporaryFolder { folder in
             try write(bytes, to: folder + "/in", compressed: compressed)
@@ -134,7 +135,9 @@ import Testing
     }
 
     @Test func `a missing file and a folder are named with the reason`() throws {
-        let missing = #expect(throws: MarketDataError.self) { try ITCHFileReader(path: "/nonexistent/day.itch") }
+        let missing = #expect(throws: MarketDataError.self) {
+            try ITCHFileReader(path: "/nonexistent/day.itch")
+        }
         #expect(missing?.description.contains("No such file") == true)
         let folder = #expect(throws: MarketDataError.self) { try ITCHFileReader(path: "/tmp") }
         #expect(folder?.cause == "is a directory")

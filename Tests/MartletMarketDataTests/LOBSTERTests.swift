@@ -4,7 +4,9 @@ import Testing
 @testable import MartletMarketData
 
 @Suite struct LOBSTERTests {
-    private func message(_ line: String) throws -> LOBSTERMessage { try LOBSTERMessage(ByteBuffer(string: line)) }
+    private func message(_ line: String) throws -> LOBSTERMessage {
+        try LOBSTERMessage(ByteBuffer(string: line))
+    }
 
     @Test func `times are read as integers of nanoseconds`() throws {
         for (text, nanoseconds) in [
@@ -19,18 +21,24 @@ import Testing
 
     @Test func `a line that is not a message names the field`() {
         for (line, field) in [
-            ("", "time"), ("abc,1,2,3,4,1", "time"), ("1.0123456789012345678,1,2,3,4,1", "time"), ("1.5", "time"),
+            ("", "time"), ("abc,1,2,3,4,1", "time"), ("1.0123456789012345678,1,2,3,4,1", "time"),
+            ("1.5", "time"),
             ("1.5,x,2,3,4,1", "type"), ("1.5,8,2,3,4,1", "type 8"), ("1.5,1,,3,4,1", "order id"),
             ("1.5,1,2,3.5,4,1", "size"), ("1.5,1,2,3", "size"), ("1.5,1,2,3,4,0", "direction"),
-            ("1.5,1,2,3,1234567890123456789,1", "price"), ("1.5,1,2,3,4", "price"), ("1.5,1,2,3,--4,1", "price"),
+            ("1.5,1,2,3,1234567890123456789,1", "price"), ("1.5,1,2,3,4", "price"),
+            ("1.5,1,2,3,--4,1", "price"),
         ] {
             let error = #expect(throws: MarketDataError.self, "\(line)") { try message(line) }
             #expect(error?.cause.contains(field) == true, "\(line): \(error?.cause ?? "")")
         }
     }
 
-    @Test(arguments: ["\n", "\r\n"]) func `lines keep their bytes, with and without a last newline`(end: String) throws {
-        let lines = (0..<5_000).map { "34200.\($0),\($0 % 7 + 1),\($0),100,\(2_000_000 + $0),\($0 % 2 == 0 ? 1 : -1)" }
+    @Test(arguments: ["\n", "\r\n"]) func `lines keep their bytes, with and without a last newline`(
+        end: String
+    ) throws {
+        let lines = (0..<5_000).map {
+            "34200.\($0),\($0 % 7 + 1),\($0),100,\(2_000_000 + $0),\($0 % 2 == 0 ? 1 : -1)"
+        }
         try withTemporaryFolder { folder in
             for text in [lines.joined(separator: end) + end, lines.joined(separator: end)] {
                 let path = folder + "/ABCD_2020-02-03_34200000_57600000_message_5.csv"

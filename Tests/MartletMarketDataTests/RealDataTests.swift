@@ -13,7 +13,8 @@ import Testing
         for message in messages { types[message.type.description, default: 0] += 1 }
         #expect(
             types == [
-                "A": 4758, "D": 4083, "E": 849, "F": 2, "H": 1, "L": 52, "P": 240, "R": 1, "U": 7, "X": 6, "Y": 1,
+                "A": 4758, "D": 4083, "E": 849, "F": 2, "H": 1, "L": 52, "P": 240, "R": 1, "U": 7, "X": 6,
+                "Y": 1,
             ])
         #expect(messages.first?.nanoseconds == 11_234_909_934_345)
         #expect(messages.last?.nanoseconds == 28_770_516_505_496)

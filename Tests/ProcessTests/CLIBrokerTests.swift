@@ -2,7 +2,7 @@ import MartletTestSupport
 import Testing
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #endif
 
 @Suite struct CLIBrokerTests {
@@ -48,12 +48,15 @@ import Glibc
         let folder = TemporaryFolder()
         let cli = CLI("127.0.0.1:1", folder)
         let result = try cli.run(
-            "broker", "start", "--state-dir", folder.file("state"), "--listen", "127.0.0.1:0", "--set", "no.such.key=1")
+            "broker", "start", "--state-dir", folder.file("state"), "--listen", "127.0.0.1:0", "--set",
+            "no.such.key=1")
         #expect(result.status == 1)
         #expect(result.errorOutput.contains("no.such.key"), "\(result.errorOutput)")
     }
 
-    @Test(.timeLimit(.minutes(5))) func `a dev broker makes topics on first use and leaves nothing behind`() throws {
+    @Test(.timeLimit(.minutes(5))) func `a dev broker makes topics on first use and leaves nothing behind`()
+        throws
+    {
         let folder = TemporaryFolder()
         let temporary = folder.file("tmp")
         mkdir(temporary, 0o755)
@@ -79,7 +82,9 @@ import Glibc
         let cli = CLI(daemon, folder)
         try cli.ok("topic", "create", "orders")
         for codec in ["none", "gzip"] {
-            try cli.ok("produce", "orders", "--codec", codec, "--key", "k", input: "first-\(codec)\nsecond-\(codec)\n")
+            try cli.ok(
+                "produce", "orders", "--codec", codec, "--key", "k",
+                input: "first-\(codec)\nsecond-\(codec)\n")
         }
         #expect(try daemon.stop() == 0)
         let segment = daemon.dataFolder + "/orders-0/00000000000000000000.log"
@@ -90,7 +95,9 @@ import Glibc
         #expect(text.contains("producer "))
         #expect(try cli.ok("log", "dump", segment, "--json").split(separator: "\n").count == 2)
         // Indexes of segments as small as these stay in memory: one by hand.
-        try write([0, 0, 0, 5, 0, 0, 16, 0, 0, 0, 0, 9, 0, 0, 32, 0] + [UInt8](repeating: 0, count: 16), to: folder.file("00000000000000000100.index"))
+        try write(
+            [0, 0, 0, 5, 0, 0, 16, 0, 0, 0, 0, 9, 0, 0, 32, 0] + [UInt8](repeating: 0, count: 16),
+            to: folder.file("00000000000000000100.index"))
         #expect(
             try cli.ok("log", "dump", folder.file("00000000000000000100.index"))
                 == "offset 105  position 4096\noffset 109  position 8192\n2 entries\n")
@@ -102,7 +109,8 @@ import Glibc
         #expect(damaged.errorOutput.contains("position 0"), "\(damaged.errorOutput)")
     }
 
-    @Test(.timeLimit(.minutes(5))) func `repair lists a damaged log and cuts it only with --execute`() throws {
+    @Test(.timeLimit(.minutes(5))) func `repair lists a damaged log and cuts it only with --execute`() throws
+    {
         let folder = TemporaryFolder()
         let daemon = try DaemonProcess(in: folder)
         let cli = CLI(daemon, folder)

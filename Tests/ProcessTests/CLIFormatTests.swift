@@ -8,7 +8,8 @@ import Testing
 
 @Suite struct CLIFormatTests {
     private let fields = RecordFormat.Fields(
-        topic: "orders", partition: 3, offset: 42, timestamp: 1_580_360_400_123, key: ByteBuffer(string: "AAPL"),
+        topic: "orders", partition: 3, offset: 42, timestamp: 1_580_360_400_123,
+        key: ByteBuffer(string: "AAPL"),
         value: ByteBuffer(string: "100"), headers: [RecordHeader("a", "1"), RecordHeader("b", nil)])
 
     private func render(_ format: String, _ fields: RecordFormat.Fields) throws -> String {
@@ -27,7 +28,9 @@ import Testing
         #expect(try render("[%k %K %s %S]", bare) == "[ -1  -1]")
     }
 
-    @Test(arguments: ["%", "%z", "\\", "\\q", "\\x4", "\\xzz"]) func `a wrong format string is refused`(text: String) {
+    @Test(arguments: ["%", "%z", "\\", "\\q", "\\x4", "\\xzz"]) func `a wrong format string is refused`(
+        text: String
+    ) {
         #expect(throws: CommandFailure.self) { try RecordFormat(text) }
     }
 
@@ -42,7 +45,8 @@ import Testing
 
     @Test func `base64 has the RFC's vectors`() {
         for (text, encoded) in [
-            ("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy"),
+            ("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="),
+            ("foobar", "Zm9vYmFy"),
         ] {
             #expect(Base64.encode(Array(text.utf8)) == encoded)
         }
@@ -66,7 +70,8 @@ import Testing
 
     @Test func `times parse and print in UTC`() {
         for (text, milliseconds) in [
-            ("1970-01-01", 0), ("2026-01-31T09:30:00Z", 1_769_851_800_000), ("2026-01-31T09:30", 1_769_851_800_000),
+            ("1970-01-01", 0), ("2026-01-31T09:30:00Z", 1_769_851_800_000),
+            ("2026-01-31T09:30", 1_769_851_800_000),
             ("2026-01-31T10:30:00.25+01:00", 1_769_851_800_250), ("1969-12-31T23:59:59.999Z", -1),
             ("2024-02-29", 1_709_164_800_000),
         ] as [(String, Int64)] {
@@ -74,7 +79,9 @@ import Testing
         }
         #expect(CivilTime.text(milliseconds: 1_769_851_800_250) == "2026-01-31T09:30:00.250Z")
         #expect(CivilTime.text(milliseconds: -1) == "1969-12-31T23:59:59.999Z")
-        for text in ["", "2026", "2026-13-01", "2023-02-29", "2026-01-31T25:00", "2026-01-31T09:30:00Zx", "now"] {
+        for text in [
+            "", "2026", "2026-13-01", "2023-02-29", "2026-01-31T25:00", "2026-01-31T09:30:00Zx", "now",
+        ] {
             #expect(CivilTime.parse(text) == nil, "\(text)")
         }
         for day in stride(from: -200_000, through: 200_000, by: 9_973) {
@@ -95,11 +102,16 @@ import Testing
 
     @Test func `Kafka's tool names become our nouns and verbs`() {
         #expect(
-            KafkaToolNames.rewrite(["kafka-topics.sh", "--bootstrap-server", "a:1", "--create", "--topic", "t"])
+            KafkaToolNames.rewrite([
+                "kafka-topics.sh", "--bootstrap-server", "a:1", "--create", "--topic", "t",
+            ])
                 == ["topic", "create", "--bootstrap-server", "a:1", "--topic", "t"])
-        #expect(KafkaToolNames.rewrite(["kafka-console-consumer", "--topic", "t"]) == ["consume", "--topic", "t"])
         #expect(
-            KafkaToolNames.rewrite(["kafka-consumer-groups", "--reset-offsets", "--group", "g", "--to-earliest"])
+            KafkaToolNames.rewrite(["kafka-console-consumer", "--topic", "t"]) == ["consume", "--topic", "t"])
+        #expect(
+            KafkaToolNames.rewrite([
+                "kafka-consumer-groups", "--reset-offsets", "--group", "g", "--to-earliest",
+            ])
                 == ["group", "reset-offsets", "--group", "g", "--to-earliest"])
         #expect(KafkaToolNames.rewrite(["topic", "--list"]) == ["topic", "--list"])
         #expect(KafkaToolNames.rewrite([]) == [])
@@ -108,7 +120,8 @@ import Testing
     @Test func `lines split into key and value at the first separator`() throws {
         func split(_ line: String, _ separator: String?, emptyAsNull: Bool = false) throws -> [String?] {
             let (key, value) = try LineRecord.split(
-                ByteBuffer(string: line), separator: separator.map { Array($0.utf8) }, emptyAsNull: emptyAsNull, number: 7)
+                ByteBuffer(string: line), separator: separator.map { Array($0.utf8) },
+                emptyAsNull: emptyAsNull, number: 7)
             return [key.map { String(buffer: $0) }, value.map { String(buffer: $0) }]
         }
         #expect(try split("a:b:c", ":") == ["a", "b:c"])
@@ -128,7 +141,9 @@ import Testing
     }
 
     @Test func `the last lines of a text are whole lines`() {
-        func last(_ text: String, _ count: Int) -> String { String(buffer: LastLines.of(ByteBuffer(string: text), count: count)) }
+        func last(_ text: String, _ count: Int) -> String {
+            String(buffer: LastLines.of(ByteBuffer(string: text), count: count))
+        }
         #expect(last("a\nb\nc\n", 2) == "b\nc\n")
         #expect(last("a\nb", 1) == "b")
         #expect(last("a\nb\n", 9) == "a\nb\n")

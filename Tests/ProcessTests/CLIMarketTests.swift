@@ -5,14 +5,16 @@ import Testing
 
 /// Market data through a real broker and back, by the command line.
 @Suite struct CLIMarketTests {
-    private static let absent: Comment = "no ../shared/data beside the package: the proof on real data is skipped"
+    private static let absent: Comment =
+        "no ../shared/data beside the package: the proof on real data is skipped"
 
     /// Messages of a file as the command line should send them.
     private func messages(_ path: String, _ format: MarketFormat) throws -> [(key: String, value: [UInt8])] {
         let reader = try MarketFileReader(path: path, format: format)
         var result: [(key: String, value: [UInt8])] = []
         while let message = try reader.next() {
-            result.append((message.key.map { String(buffer: $0) } ?? "", Array(message.value.readableBytesView)))
+            result.append(
+                (message.key.map { String(buffer: $0) } ?? "", Array(message.value.readableBytesView)))
         }
         return result
     }
@@ -28,10 +30,14 @@ import Testing
         for (key, values) in wanted {
             let records = found[key] ?? []
             #expect(records.map(\.value) == values, "key '\(key)'", sourceLocation: sourceLocation)
-            if !key.isEmpty { #expect(Set(records.map(\.partition)).count == 1, sourceLocation: sourceLocation) }
+            if !key.isEmpty {
+                #expect(Set(records.map(\.partition)).count == 1, sourceLocation: sourceLocation)
+            }
         }
         for (partition, records) in Dictionary(grouping: records, by: \.partition) {
-            #expect(records.map(\.offset) == Array(0..<records.count), "partition \(partition)", sourceLocation: sourceLocation)
+            #expect(
+                records.map(\.offset) == Array(0..<records.count), "partition \(partition)",
+                sourceLocation: sourceLocation)
         }
     }
 
@@ -86,7 +92,8 @@ import Testing
         #expect(try contents(folder.file("day.csv")) == gunzip(file))
     }
 
-    @Test(.timeLimit(.minutes(10))) func `a replay survives kill -9 of the broker with nothing lost and nothing twice`() throws {
+    @Test(.timeLimit(.minutes(10)))
+    func `a replay survives kill -9 of the broker with nothing lost and nothing twice`() throws {
         let folder = TemporaryFolder()
         let daemon = try DaemonProcess(in: folder)
         let cli = CLI(daemon, folder)
@@ -95,8 +102,10 @@ import Testing
         try cli.ok("topic", "create", "feed", "--partitions", "4", "--config", "compression.type=gzip")
         // Small batches, so that the kill falls among many requests.
         let replay = try cli.start(
-            "market", "replay", file, "--format", "itch50", "--topic", "feed", "--codec", "gzip", "--batch-bytes", "4096")
-        let watch = try cli.start("consume", "feed", "--follow", "--offset", "earliest", "--max-messages", "20000", "--format", "")
+            "market", "replay", file, "--format", "itch50", "--topic", "feed", "--codec", "gzip",
+            "--batch-bytes", "4096")
+        let watch = try cli.start(
+            "consume", "feed", "--follow", "--offset", "earliest", "--max-messages", "20000", "--format", "")
         #expect(try watch.finish(seconds: 120).status == 0)
         daemon.kill()
         try daemon.restart()
@@ -105,18 +114,22 @@ import Testing
         expectSame(try cli.records(of: "feed"), try messages(file, .itch50))
     }
 
-    @Test(.timeLimit(.minutes(5))) func `a generated session is the same for a seed and replays at its own speed`() throws {
+    @Test(.timeLimit(.minutes(5)))
+    func `a generated session is the same for a seed and replays at its own speed`() throws {
         let folder = TemporaryFolder()
         let daemon = try DaemonProcess(in: folder)
         let cli = CLI(daemon, folder)
         for name in ["a", "b"] {
-            try cli.ok("market", "generate", folder.file(name), "--messages", "2000", "--rate", "2000", "--seed", "9")
+            try cli.ok(
+                "market", "generate", folder.file(name), "--messages", "2000", "--rate", "2000", "--seed", "9"
+            )
         }
         #expect(try contents(folder.file("a")) == contents(folder.file("b")))
         try cli.ok("topic", "create", "feed")
         let start = ContinuousClock.now
         let report = try cli.ok(
-            "market", "replay", folder.file("a"), "--format", "itch50", "--topic", "feed", "--speed", "1x", "--json")
+            "market", "replay", folder.file("a"), "--format", "itch50", "--topic", "feed", "--speed", "1x",
+            "--json")
         #expect(start.duration(to: .now) > .milliseconds(700))
         #expect(report.contains("\"messages\": 2000"))
         expectSame(try cli.records(of: "feed"), try messages(folder.file("a"), .itch50))
@@ -132,7 +145,8 @@ import Testing
         let bytes = try contents(folder.file("a"))
         try write(Array(bytes.dropLast(5)), to: folder.file("cut"))
         try cli.ok("topic", "create", "feed")
-        let result = try cli.run("market", "replay", folder.file("cut"), "--format", "itch50", "--topic", "feed")
+        let result = try cli.run(
+            "market", "replay", folder.file("cut"), "--format", "itch50", "--topic", "feed")
         #expect(result.status == 74)
         #expect(result.errorOutput.contains("byte \(bytes.count - 14)"), "\(result.errorOutput)")
         #expect(try cli.records(of: "feed").count == 499)

@@ -2,7 +2,7 @@ import MartletTestSupport
 import Testing
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #endif
 
 /// The command line against one broker.
@@ -76,7 +76,8 @@ struct CLI {
         var rest = result.output[...]
         while !rest.isEmpty {
             let end = try #require(rest.firstIndex(of: 10))
-            let words = String(decoding: rest[..<end], as: UTF8.self).split(separator: " ", omittingEmptySubsequences: false)
+            let words = String(decoding: rest[..<end], as: UTF8.self).split(
+                separator: " ", omittingEmptySubsequences: false)
             try #require(words.count == 4)
             let count = try #require(Int(words[2]))
             let start = end + 1

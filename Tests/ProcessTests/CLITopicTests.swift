@@ -6,13 +6,15 @@ import Testing
         let folder = TemporaryFolder()
         let daemon = try DaemonProcess(in: folder)
         let cli = CLI(daemon, folder)
-        #expect(try cli.ok("topic", "create", "orders", "--partitions", "3") == "created orders, 3 partitions\n")
+        #expect(
+            try cli.ok("topic", "create", "orders", "--partitions", "3") == "created orders, 3 partitions\n")
         #expect(try cli.run("topic", "create", "orders").status == 1)
         try cli.ok("topic", "create", "orders", "--if-not-exists")
         #expect(try cli.ok("topic", "list").contains("orders"))
         #expect(try cli.ok("topic", "list", "--json").contains("\"partitions\": 3"))
         // Kafka's own words do the same.
-        #expect(try cli.ok("kafka-topics.sh", "--list", "--bootstrap-server", daemon.address).contains("orders"))
+        #expect(
+            try cli.ok("kafka-topics.sh", "--list", "--bootstrap-server", daemon.address).contains("orders"))
         try cli.ok("topic", "alter", "orders", "--partitions", "4", "--config", "retention.ms=60000")
         let described = try cli.ok("topic", "describe", "orders", "--json")
         #expect(described.contains("\"partition\": 3"))
@@ -20,28 +22,36 @@ import Testing
         #expect(try cli.ok("config", "describe", "topic", "orders").contains("60000"))
         try cli.ok("config", "alter", "topic", "orders", "--delete", "retention.ms")
         #expect(!(try cli.ok("config", "describe", "topic", "orders").contains("60000")))
-        #expect(try cli.ok("config", "explain", "retention.ms", "--topic", "orders").contains("from: default"))
+        #expect(
+            try cli.ok("config", "explain", "retention.ms", "--topic", "orders").contains("from: default"))
         #expect(try cli.ok("topic", "delete", "orders") == "deleted orders\n")
         #expect(!(try cli.ok("topic", "list").contains("orders")))
         #expect(try daemon.stop() == 0)
     }
 
-    @Test(.timeLimit(.minutes(5))) func `records go in with keys and headers and come out in every form`() throws {
+    @Test(.timeLimit(.minutes(5))) func `records go in with keys and headers and come out in every form`()
+        throws
+    {
         let folder = TemporaryFolder()
         let daemon = try DaemonProcess(in: folder)
         let cli = CLI(daemon, folder)
         try cli.ok("topic", "create", "orders", "--partitions", "2")
         for codec in ["none", "gzip"] {
             try cli.ok(
-                "produce", "orders", "--key-separator", ":", "--header", "from=test", "--codec", codec, "--partition", "1",
+                "produce", "orders", "--key-separator", ":", "--header", "from=test", "--codec", codec,
+                "--partition", "1",
                 "--timestamp", "2026-01-31T09:30:00Z", input: "a:1\nb:2\n\(codec):\n")
         }
-        let lines = try cli.ok("consume", "orders", "--format", "%t %p %o %T %k=%s [%h]\\n").split(separator: "\n")
+        let lines = try cli.ok("consume", "orders", "--format", "%t %p %o %T %k=%s [%h]\\n").split(
+            separator: "\n")
         #expect(lines.count == 6)
         #expect(lines.first == "orders 1 0 1769851800000 a=1 [from=test]")
         #expect(lines.last == "orders 1 5 1769851800000 gzip= [from=test]")
-        #expect(try cli.ok("consume", "orders", "--offset", "-1", "--json").contains(#""key":"gzip","value":"""#))
-        #expect(try cli.ok("consume", "orders", "--partition", "1", "--offset", "4", "--max-messages", "1") == "2\n")
+        #expect(
+            try cli.ok("consume", "orders", "--offset", "-1", "--json").contains(#""key":"gzip","value":"""#))
+        #expect(
+            try cli.ok("consume", "orders", "--partition", "1", "--offset", "4", "--max-messages", "1")
+                == "2\n")
         #expect(try cli.ok("consume", "orders", "--offset", "@1769851800001") == "")
         #expect(try cli.ok("consume", "orders", "--offset", "latest") == "")
         let beyond = try cli.run("consume", "orders", "--partition", "1", "--offset", "99")
@@ -54,12 +64,15 @@ import Testing
         #expect(try cli.records(of: "orders").contains { $0.value == [0, 1, 2, 255] })
     }
 
-    @Test(.timeLimit(.minutes(5))) func `following shows records that come later and stops after so many`() throws {
+    @Test(.timeLimit(.minutes(5))) func `following shows records that come later and stops after so many`()
+        throws
+    {
         let folder = TemporaryFolder()
         let daemon = try DaemonProcess(in: folder)
         let cli = CLI(daemon, folder)
         try cli.ok("topic", "create", "orders")
-        let follower = try cli.start("consume", "orders", "--follow", "--offset", "earliest", "--max-messages", "3")
+        let follower = try cli.start(
+            "consume", "orders", "--follow", "--offset", "earliest", "--max-messages", "3")
         try cli.ok("produce", "orders", input: "one\ntwo\n")
         #expect(try follower.readLine(seconds: 60) == "one")
         try cli.ok("produce", "orders", input: "three\nfour\n")
@@ -68,14 +81,17 @@ import Testing
         #expect(result.text == "two\nthree\n")
     }
 
-    @Test(.timeLimit(.minutes(5))) func `a group goes on where it stopped and is reset only with --execute`() throws {
+    @Test(.timeLimit(.minutes(5))) func `a group goes on where it stopped and is reset only with --execute`()
+        throws
+    {
         let folder = TemporaryFolder()
         let daemon = try DaemonProcess(in: folder, settings: ["group.initial.rebalance.delay.ms": "0"])
         let cli = CLI(daemon, folder)
         try cli.ok("topic", "create", "orders", "--partitions", "2")
         let numbers = (1...10).map(String.init)
         try cli.ok("produce", "orders", input: numbers.joined(separator: "\n") + "\n")
-        let first = try cli.ok("consume", "orders", "--group", "billing", "--max-messages", "4").split(separator: "\n")
+        let first = try cli.ok("consume", "orders", "--group", "billing", "--max-messages", "4").split(
+            separator: "\n")
         let rest = try cli.ok("consume", "orders", "--group", "billing").split(separator: "\n")
         #expect(first.count == 4)
         #expect(Set(first + rest) == Set(numbers.map { Substring($0) }))
@@ -142,7 +158,9 @@ import Testing
         let daemon = try DaemonProcess(in: folder)
         let cli = CLI(daemon, folder)
         try cli.ok("topic", "create", "bench", "--partitions", "2")
-        #expect(try cli.ok("bench", "produce", "bench", "--records", "5000", "--json").contains("\"records\": 5000"))
+        #expect(
+            try cli.ok("bench", "produce", "bench", "--records", "5000", "--json").contains(
+                "\"records\": 5000"))
         #expect(try cli.ok("bench", "consume", "bench", "--json").contains("\"records\": 5000"))
         let latency = try cli.ok(
             "bench", "latency", "bench", "--rate", "200", "--seconds", "1", "--warmup", "0", "--json")

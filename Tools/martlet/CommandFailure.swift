@@ -46,7 +46,8 @@ struct CommandFailure: Error, CustomStringConvertible {
         switch error.code {
         case .brokersUnreachable:
             exitCode = .unavailable
-            remedy = "is a broker running there? `martlet broker status` and `martlet broker start` tell and help; "
+            remedy =
+                "is a broker running there? `martlet broker status` and `martlet broker start` tell and help; "
                 + "--bootstrap HOST:PORT names another one"
         case .connectionLost: exitCode = .unavailable
         case .timedOut, .deliveryTimedOut: exitCode = .timedOut

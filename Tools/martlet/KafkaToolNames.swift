@@ -4,11 +4,17 @@ enum KafkaToolNames {
     private static let tools: [String: (noun: [String], verbs: [String: String])] = [
         "kafka-topics": (
             ["topic"],
-            ["--create": "create", "--list": "list", "--describe": "describe", "--delete": "delete", "--alter": "alter"]
+            [
+                "--create": "create", "--list": "list", "--describe": "describe", "--delete": "delete",
+                "--alter": "alter",
+            ]
         ),
         "kafka-consumer-groups": (
             ["group"],
-            ["--list": "list", "--describe": "describe", "--delete": "delete", "--reset-offsets": "reset-offsets"]
+            [
+                "--list": "list", "--describe": "describe", "--delete": "delete",
+                "--reset-offsets": "reset-offsets",
+            ]
         ),
         "kafka-configs": (["config"], ["--describe": "describe", "--alter": "alter"]),
         "kafka-console-producer": (["produce"], [:]),

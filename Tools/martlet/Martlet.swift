@@ -3,9 +3,9 @@ import MartletClient
 import MartletMarketData
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 /// Root of the command line: verbs under nouns, one shape of options everywhere.
@@ -30,7 +30,8 @@ struct Martlet: AsyncParsableCommand {
             """,
         version: Version.text,
         subcommands: [
-            TopicCommand.self, ProduceCommand.self, ConsumeCommand.self, GroupCommand.self, ConfigCommand.self,
+            TopicCommand.self, ProduceCommand.self, ConsumeCommand.self, GroupCommand.self,
+            ConfigCommand.self,
             ClusterCommand.self, LogCommand.self, BrokerCommand.self, DevCommand.self, BenchCommand.self,
             MarketCommand.self, CompletionCommand.self,
         ])

@@ -2,9 +2,9 @@ import CMartletZlib
 import NIOCore
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 /// Streaming reader of a plain or gzip-compressed file (told apart by the two magic bytes, not by name).
@@ -230,6 +230,7 @@ final class Inflater {
     func run(input: UnsafeMutableRawBufferPointer, output: UnsafeMutableRawBufferPointer) -> InflateOutcome {
         // SAFETY: both buffers are bytes that outlive the call; zlib keeps no pointer between calls that is read
         // before it is set here again.
+        // SAFETY: zlib keeps these pointers only until its call below returns; both buffers outlive that.
         stream.pointee.next_in = input.baseAddress?.assumingMemoryBound(to: UInt8.self)
         stream.pointee.avail_in = UInt32(clamping: input.count)
         stream.pointee.next_out = output.baseAddress?.assumingMemoryBound(to: UInt8.self)

@@ -2,9 +2,9 @@ import CMartletZlib
 public import NIOCore
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 /// Streaming writer of a plain or gzip-compressed file. The gzip header carries no time and no name, so
@@ -66,7 +66,9 @@ public final class MarketFileOutput {
         try flush(finishing: true)
         let result = Glibc.close(descriptor)
         descriptor = -1
-        guard result == 0 else { throw MarketFileInput.systemError("cannot be closed", path: path, code: errno) }
+        guard result == 0 else {
+            throw MarketFileInput.systemError("cannot be closed", path: path, code: errno)
+        }
     }
 
     private func flush(finishing: Bool) throws(MarketDataError) {
@@ -138,6 +140,7 @@ final class Deflater {
     ) -> InflateOutcome {
         // SAFETY: both buffers are bytes that outlive the call; zlib keeps no pointer between calls that is read
         // before it is set here again.
+        // SAFETY: zlib keeps these pointers only until its call below returns; both buffers outlive that.
         stream.pointee.next_in = input.baseAddress?.assumingMemoryBound(to: UInt8.self)
         stream.pointee.avail_in = UInt32(clamping: input.count)
         stream.pointee.next_out = output.baseAddress?.assumingMemoryBound(to: UInt8.self)

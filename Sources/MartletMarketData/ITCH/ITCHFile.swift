@@ -41,7 +41,8 @@ public final class ITCHFileReader {
         }
         let present = try input.require(2 + count) - 2
         guard present >= count else {
-            throw error(.truncated, place, "the file ends after \(present) of the \(count) bytes of a message")
+            throw error(
+                .truncated, place, "the file ends after \(present) of the \(count) bytes of a message")
         }
         input.skip(2)
         let bytes = input.take(count)

@@ -37,13 +37,15 @@ public struct ITCHMessage: Hashable, Sendable {
             let letter = bytes.getInteger(at: bytes.readerIndex, as: UInt8.self)
         else {
             return MarketDataError(
-                .badLength, cause: "\(count) bytes cannot be an ITCH message (\(byteCountMinimum) to \(byteCountLimit))")
+                .badLength,
+                cause: "\(count) bytes cannot be an ITCH message (\(byteCountMinimum) to \(byteCountLimit))")
         }
         let type = ITCHMessageType(rawValue: letter)
         if let expected = type.byteCount {
             guard expected != count else { return nil }
             return MarketDataError(
-                .badLength, cause: "message of type \(type) has \(count) bytes where ITCH 5.0 has \(expected)",
+                .badLength,
+                cause: "message of type \(type) has \(count) bytes where ITCH 5.0 has \(expected)",
                 remedy: "check that the feed is ITCH 5.0 with two-byte length prefixes")
         }
         let isLetter = (0x41...0x5a).contains(letter) || (0x61...0x7a).contains(letter)
@@ -77,7 +79,8 @@ public struct ITCHMessage: Hashable, Sendable {
     /// Order reference: A F E C X D U (the order that is replaced) P.
     public var reference: UInt64? {
         switch type {
-        case .addOrder, .addOrderAttributed, .executed, .executedWithPrice, .cancel, .delete, .replace, .trade:
+        case .addOrder, .addOrderAttributed, .executed, .executedWithPrice, .cancel, .delete, .replace,
+            .trade:
             integer(11, UInt64.self)
         case _: nil
         }
@@ -128,7 +131,9 @@ public struct ITCHMessage: Hashable, Sendable {
     }
 
     /// Whether an execution counts in the volume: C has a flag, all other trades count.
-    public var isPrintable: Bool { type != .executedWithPrice || integer(31, UInt8.self) == UInt8(ascii: "Y") }
+    public var isPrintable: Bool {
+        type != .executedWithPrice || integer(31, UInt8.self) == UInt8(ascii: "Y")
+    }
 
     /// Letter of a one-letter field: event of S, state of H, cross type of Q.
     public var letter: UInt8? {
@@ -155,7 +160,9 @@ public struct ITCHMessage: Hashable, Sendable {
     private func text(of field: ITCHField, at index: Int) -> String {
         switch field.kind {
         case .text:
-            let raw = bytes.getSlice(at: bytes.readerIndex + index, length: field.size).map { String(buffer: $0) } ?? ""
+            let raw =
+                bytes.getSlice(at: bytes.readerIndex + index, length: field.size).map { String(buffer: $0) }
+                ?? ""
             return String(raw.reversed().drop(while: { $0 == " " }).reversed())
         case .integer: return String(unsigned(index, field.size))
         case .price4: return PriceText.decimal(Int64(unsigned(index, field.size)), places: 4)

@@ -50,7 +50,8 @@ public struct ITCHMessageType: RawRepresentable, Hashable, Sendable, CustomStrin
     private static let byteCounts: [UInt8] = {
         var counts = [UInt8](repeating: 0, count: 256)
         for type in all {
-            counts[Int(type.rawValue)] = UInt8(ITCHField.common.byteCount + type.fields.map(\.size).reduce(0, +))
+            counts[Int(type.rawValue)] = UInt8(
+                ITCHField.common.byteCount + type.fields.map(\.size).reduce(0, +))
         }
         return counts
     }()
@@ -58,7 +59,8 @@ public struct ITCHMessageType: RawRepresentable, Hashable, Sendable, CustomStrin
     /// Where the 8-byte stock symbol lies, if the type carries one.
     var stockOffset: Int? {
         switch self {
-        case .stockDirectory, .tradingAction, .shortSaleRestriction, .ipoQuoting, .priceCollar, .operationalHalt,
+        case .stockDirectory, .tradingAction, .shortSaleRestriction, .ipoQuoting, .priceCollar,
+            .operationalHalt,
             .retailInterest, .directListing:
             11
         case .participantPosition: 15
@@ -104,7 +106,10 @@ public struct ITCHField: Hashable, Sendable {
 
     /// The eleven bytes every message starts with: type 1, locate 2, tracking 2, time 6.
     public static let common: (fields: [ITCHField], byteCount: Int) = (
-        [ITCHField("type", 1, .text), ITCHField("locate", 2), ITCHField("tracking", 2), ITCHField("time", 6, .time)],
+        [
+            ITCHField("type", 1, .text), ITCHField("locate", 2), ITCHField("tracking", 2),
+            ITCHField("time", 6, .time),
+        ],
         11
     )
 }
@@ -128,7 +133,8 @@ extension ITCHMessageType {
                 letter("authenticity"), letter("shortSaleThreshold"), letter("ipo"), letter("luldTier"),
                 letter("etp"), ITCHField("etpLeverage", 4), letter("inverse"),
             ]
-        case .tradingAction: return [stock, letter("state"), letter("reserved"), ITCHField("reason", 4, .text)]
+        case .tradingAction:
+            return [stock, letter("state"), letter("reserved"), ITCHField("reason", 4, .text)]
         case .shortSaleRestriction: return [stock, letter("action")]
         case .participantPosition:
             return [ITCHField("mpid", 4, .text), stock, letter("primary"), letter("mode"), letter("state")]
@@ -160,7 +166,8 @@ extension ITCHMessageType {
         case .retailInterest: return [stock, letter("interest")]
         case .directListing:
             return [
-                stock, letter("eligibility"), ITCHField("minimum", 4, .price4), ITCHField("maximum", 4, .price4),
+                stock, letter("eligibility"), ITCHField("minimum", 4, .price4),
+                ITCHField("maximum", 4, .price4),
                 ITCHField("nearExecution", 4, .price4), ITCHField("nearTime", 8, .time),
                 ITCHField("lowerCollar", 4, .price4), ITCHField("upperCollar", 4, .price4),
             ]

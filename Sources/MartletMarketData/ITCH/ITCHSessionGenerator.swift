@@ -15,7 +15,9 @@ public struct ITCHSessionPlan: Hashable, Sendable {
     /// Longest session in seconds: it has to end before midnight.
     public static let sessionSecondsLimit = 50_000
 
-    public init(seed: UInt64 = 1, messageCount: Int = 100_000, symbolCount: Int = 8, messagesPerSecond: Int = 20_000) {
+    public init(
+        seed: UInt64 = 1, messageCount: Int = 100_000, symbolCount: Int = 8, messagesPerSecond: Int = 20_000
+    ) {
         self.seed = seed
         self.messageCount = messageCount
         self.symbolCount = symbolCount
@@ -31,11 +33,14 @@ public struct ITCHSessionPlan: Hashable, Sendable {
             throw refuse("symbol count \(symbolCount) is not in 1 to \(Self.symbolCountLimit)")
         }
         guard messageCount >= frameMessageCount else {
-            throw refuse("message count \(messageCount) is below the \(frameMessageCount) that open and close the session")
+            throw refuse(
+                "message count \(messageCount) is below the \(frameMessageCount) that open and close the session"
+            )
         }
         guard messagesPerSecond >= 1, messageCount / messagesPerSecond <= Self.sessionSecondsLimit else {
             throw refuse(
-                "\(messageCount) messages at \(messagesPerSecond) per second last beyond \(Self.sessionSecondsLimit) seconds")
+                "\(messageCount) messages at \(messagesPerSecond) per second last beyond \(Self.sessionSecondsLimit) seconds"
+            )
         }
     }
 }
@@ -140,7 +145,8 @@ public struct ITCHSessionGenerator: Sequence, IteratorProtocol {
             action.text("T ", 2)
             action.text("", 4)
             put(action)
-            var restriction = MessageBody(.shortSaleRestriction, locate: book.locate, nanoseconds: nanoseconds)
+            var restriction = MessageBody(
+                .shortSaleRestriction, locate: book.locate, nanoseconds: nanoseconds)
             restriction.text(book.symbol, 8)
             restriction.text("0", 1)
             put(restriction)
@@ -174,7 +180,8 @@ public struct ITCHSessionGenerator: Sequence, IteratorProtocol {
         let meanGap = 1_000_000_000 / plan.messagesPerSecond
         // Nine gaps in ten are short and one is long: bursts with the wanted mean.
         nanoseconds += Int64(
-            random.below(10) == 0 ? random.below(meanGap * 16 + 1) : random.below(Swift.max(1, meanGap * 4 / 9) + 1))
+            random.below(10) == 0
+                ? random.below(meanGap * 16 + 1) : random.below(Swift.max(1, meanGap * 4 / 9) + 1))
         // The smaller of two draws: the first symbols trade most, as on a real day.
         let which = Swift.min(random.below(books.count), random.below(books.count))
         let side: Side = random.below(2) == 0 ? .buy : .sell
@@ -214,7 +221,8 @@ public struct ITCHSessionGenerator: Sequence, IteratorProtocol {
 
     private mutating func add(_ which: Int, _ side: Side) {
         let order = GeneratedOrder(
-            reference: reference(), price: books[which].quote(side, distance: 1 + random.below(6) * random.below(6)),
+            reference: reference(),
+            price: books[which].quote(side, distance: 1 + random.below(6) * random.below(6)),
             shares: orderSize())
         books[which].insert(order, side)
         let attributed = random.below(24) == 0
@@ -250,7 +258,8 @@ public struct ITCHSessionGenerator: Sequence, IteratorProtocol {
     private mutating func replace(_ which: Int, _ side: Side) {
         let former = books[which].remove(side, at: random.below(books[which].count(side)))
         let order = GeneratedOrder(
-            reference: reference(), price: books[which].quote(side, distance: 1 + random.below(5)), shares: orderSize())
+            reference: reference(), price: books[which].quote(side, distance: 1 + random.below(5)),
+            shares: orderSize())
         books[which].insert(order, side)
         var body = body(.replace, which)
         body.integer(former.reference)

@@ -104,7 +104,8 @@ private struct LineParser {
             case nil where isLast && digits > 0, UInt8(ascii: ",") where digits > 0,
                 UInt8(ascii: "\r") where isLast && digits > 0:
                 return negative ? -value : value
-            case nil: throw bad(name, digits > 0 ? "is followed by nothing: fields are missing" : "is missing")
+            case nil:
+                throw bad(name, digits > 0 ? "is followed by nothing: fields are missing" : "is missing")
             case .some: throw bad(name, "is not an integer")
             }
         }

@@ -81,7 +81,8 @@ public struct ITCHTape: Sendable {
             return nil
         case .replace:
             guard let reference = message.reference, let replacement = message.newReference,
-                let price = message.price, let shares = message.shares, let order = orders.removeValue(forKey: reference)
+                let price = message.price, let shares = message.shares,
+                let order = orders.removeValue(forKey: reference)
             else { return nil }
             orders[replacement] = Order(price: price, shares: UInt32(clamping: shares), side: order.side)
             return nil
@@ -100,9 +101,11 @@ public struct ITCHTape: Sendable {
                 aggressor: order?.side.opposite)
         case .trade:
             return trade(
-                message, symbolBytes.map { String(buffer: $0) }, .hidden, price: message.price, aggressor: nil)
+                message, symbolBytes.map { String(buffer: $0) }, .hidden, price: message.price, aggressor: nil
+            )
         case .crossTrade:
-            return trade(message, symbolBytes.map { String(buffer: $0) }, .cross, price: message.price, aggressor: nil)
+            return trade(
+                message, symbolBytes.map { String(buffer: $0) }, .cross, price: message.price, aggressor: nil)
         case .brokenTrade:
             return trade(message, symbolBytes.map { String(buffer: $0) }, .broken, price: nil, aggressor: nil)
         case _: return nil

@@ -4,15 +4,16 @@ import MartletLogModel
 import NIOCore
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 struct BenchCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "bench",
-        abstract: "Measure any Kafka broker: throughput of producing and consuming, latency under open-loop load.",
+        abstract:
+            "Measure any Kafka broker: throughput of producing and consuming, latency under open-loop load.",
         subcommands: [BenchProduce.self, BenchConsume.self, BenchLatency.self])
 }
 
@@ -36,14 +37,20 @@ struct BenchPayload {
 
     init(byteCount: Int, compressible: Bool) {
         var state: UInt64 = 0x9e37_79b9_7f4a_7c15
-        let words = ["AAPL", "MSFT", "bid", "ask", "price", "100.25", "size", "300", "add", "delete"].map { Array($0.utf8) }
+        let words = ["AAPL", "MSFT", "bid", "ask", "price", "100.25", "size", "300", "add", "delete"].map {
+            Array($0.utf8)
+        }
         values = (0..<Self.distinctCount).map { _ in
             var buffer = ByteBufferAllocator().buffer(capacity: byteCount + 8)
             while buffer.readableBytes < byteCount {
                 state ^= state << 13
                 state ^= state >> 7
                 state ^= state << 17
-                if compressible { buffer.writeBytes(words[Int(state % UInt64(words.count))]) } else { buffer.writeInteger(state) }
+                if compressible {
+                    buffer.writeBytes(words[Int(state % UInt64(words.count))])
+                } else {
+                    buffer.writeInteger(state)
+                }
             }
             return buffer.getSlice(at: 0, length: byteCount) ?? ByteBuffer()
         }
@@ -155,11 +162,14 @@ struct BenchConsume: AsyncParsableCommand {
         let partitions = try await connection.withAdmin { try await $0.describeTopic(topic).partitions }
             .map { TopicPartition(topic: topic, partition: $0.index) }
         let consumer = try Consumer(configuration)
-        let ends = try await consumer.offsets(Dictionary(uniqueKeysWithValues: partitions.map { ($0, .latest) }))
-        let starts = try await consumer.offsets(Dictionary(uniqueKeysWithValues: partitions.map { ($0, .earliest) }))
+        let ends = try await consumer.offsets(
+            Dictionary(uniqueKeysWithValues: partitions.map { ($0, .latest) }))
+        let starts = try await consumer.offsets(
+            Dictionary(uniqueKeysWithValues: partitions.map { ($0, .earliest) }))
         var open: [TopicPartition: Offset] = [:]
         for partition in partitions {
-            guard let end = (ends[partition] ?? nil)?.offset, let start = (starts[partition] ?? nil)?.offset, start < end
+            guard let end = (ends[partition] ?? nil)?.offset, let start = (starts[partition] ?? nil)?.offset,
+                start < end
             else { continue }
             open[partition] = end
         }

@@ -5,9 +5,9 @@ import NIOCore
 import Synchronization
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 struct BenchLatency: AsyncParsableCommand {
@@ -31,7 +31,8 @@ struct BenchLatency: AsyncParsableCommand {
     @Option(help: "Seconds to measure.") var seconds = 10
     @Option(help: "Seconds before that are not measured.") var warmup = 2
     @Option(help: "Bytes of a value (at least 8: its due time is in it).") var recordSize = 100
-    @Flag(inversion: .prefixedNo, help: "Consume the records too and measure their whole way.") var endToEnd = true
+    @Flag(inversion: .prefixedNo, help: "Consume the records too and measure their whole way.") var endToEnd =
+        true
     @Flag(help: "Print the result as JSON.") var json = false
 
     /// Records on their way at which the load stops being open, to bound memory; reported if met.
@@ -61,7 +62,8 @@ struct BenchLatency: AsyncParsableCommand {
         let start = SystemCall.monotonicNanoseconds() + 50_000_000
         let measureFrom = start + Int64(warmup) * 1_000_000_000
         let load = Load(
-            topic: topic, producer: producer, rate: rate, total: total, start: start, measureFrom: measureFrom,
+            topic: topic, producer: producer, rate: rate, total: total, start: start,
+            measureFrom: measureFrom,
             recordSize: recordSize)
         try await withThrowingTaskGroup(of: Void.self) { group in
             if let consumer {
@@ -97,7 +99,8 @@ struct BenchLatency: AsyncParsableCommand {
                     for record in batch {
                         seen += 1
                         guard let value = record.value,
-                            let due = value.getInteger(at: value.readerIndex, as: Int64.self), due >= measureFrom
+                            let due = value.getInteger(at: value.readerIndex, as: Int64.self),
+                            due >= measureFrom
                         else { continue }
                         state.delivered.record(now - due)
                     }
@@ -139,7 +142,8 @@ struct BenchLatency: AsyncParsableCommand {
                         var value = ByteBufferAllocator().buffer(capacity: recordSize)
                         value.writeInteger(due)
                         value.writeRepeatingByte(0x2e, count: recordSize - 8)
-                        _ = try await producer.send(ProducerRecord(topic: topic, key: ByteBuffer?.none, value: value))
+                        _ = try await producer.send(
+                            ProducerRecord(topic: topic, key: ByteBuffer?.none, value: value))
                         let now = SystemCall.monotonicNanoseconds()
                         results.state.withLock { state in
                             state.outstanding -= 1
@@ -163,10 +167,12 @@ struct BenchLatency: AsyncParsableCommand {
         if json {
             return try Console.print(
                 .object([
-                    ("bench", .string("latency")), ("rate", .integer(Int64(rate))), ("seconds", .integer(Int64(seconds))),
+                    ("bench", .string("latency")), ("rate", .integer(Int64(rate))),
+                    ("seconds", .integer(Int64(seconds))),
                     ("recordSize", .integer(Int64(recordSize))), ("unit", .string("milliseconds")),
                     ("acknowledged", results.acknowledged.json),
-                    ("delivered", endToEnd ? results.delivered.json : .null), ("generatorLateness", results.lateness.json),
+                    ("delivered", endToEnd ? results.delivered.json : .null),
+                    ("generatorLateness", results.lateness.json),
                     ("outstandingLimitMet", .integer(Int64(results.limitMetCount))),
                 ]))
         }
@@ -178,9 +184,13 @@ struct BenchLatency: AsyncParsableCommand {
         add("acknowledged", results.acknowledged)
         if endToEnd { add("delivered", results.delivered) }
         add("generator lateness", results.lateness)
-        try Console.print("latency at \(Decimals.grouped(Int64(rate))) records/s of \(recordSize) bytes, \(seconds) s\n\n" + table.text)
+        try Console.print(
+            "latency at \(Decimals.grouped(Int64(rate))) records/s of \(recordSize) bytes, \(seconds) s\n\n"
+                + table.text)
         if results.limitMetCount > 0 {
-            Console.note("the broker did not keep up: \(Self.outstandingLimit) records were waiting, so the load was not open")
+            Console.note(
+                "the broker did not keep up: \(Self.outstandingLimit) records were waiting, so the load was not open"
+            )
         }
     }
 }

@@ -19,7 +19,8 @@ final class BenchProgress: Sendable {
             let done = state.count
             let seconds = state.progress.seconds
             state.progress.show {
-                "\(Decimals.grouped(Int64(done)))" + (total.map { " of \(Decimals.grouped(Int64($0)))" } ?? "")
+                "\(Decimals.grouped(Int64(done)))"
+                    + (total.map { " of \(Decimals.grouped(Int64($0)))" } ?? "")
                     + " records, \(Decimals.grouped(Int64(Double(done) / seconds)))/s"
             }
         }
@@ -43,10 +44,14 @@ struct BenchReport {
         .object(
             [
                 ("bench", .string(kind)), ("records", .integer(Int64(records))), ("bytes", .integer(bytes)),
-                ("seconds", .number(seconds)), ("recordsPerSecond", .number((Double(records) / seconds).rounded())),
+                ("seconds", .number(seconds)),
+                ("recordsPerSecond", .number((Double(records) / seconds).rounded())),
                 ("megabytesPerSecond", .number(Double(bytes) / seconds / 1e6)),
                 ("clientProcessorSeconds", .number(processorSeconds)),
-                ("clientProcessorSecondsPerGB", bytes > 0 ? .number(processorSeconds / Double(bytes) * 1e9) : .null),
+                (
+                    "clientProcessorSecondsPerGB",
+                    bytes > 0 ? .number(processorSeconds / Double(bytes) * 1e9) : .null
+                ),
             ] + extra)
     }
 
@@ -67,7 +72,8 @@ struct BenchReport {
 struct LatencyRecorder: Sendable {
     static let limitNanoseconds: UInt64 = 600_000_000_000
     private(set) var histogram = Histogram<UInt64>(
-        lowestDiscernibleValue: 1_000, highestTrackableValue: limitNanoseconds, numberOfSignificantValueDigits: .three)
+        lowestDiscernibleValue: 1_000, highestTrackableValue: limitNanoseconds,
+        numberOfSignificantValueDigits: .three)
 
     mutating func record(_ nanoseconds: Int64) {
         histogram.record(min(UInt64(max(0, nanoseconds)), Self.limitNanoseconds))
@@ -88,7 +94,9 @@ struct LatencyRecorder: Sendable {
 
     /// Cells of a table: percentiles and maximum in milliseconds.
     var cells: [String] {
-        Self.percentiles.map { Decimals.text(milliseconds($0.value), 3) } + [Decimals.text(Double(histogram.max) / 1e6, 3)]
+        Self.percentiles.map { Decimals.text(milliseconds($0.value), 3) } + [
+            Decimals.text(Double(histogram.max) / 1e6, 3)
+        ]
     }
 
     private func milliseconds(_ percentile: Double) -> Double {

@@ -1,9 +1,9 @@
 import NIOCore
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 /// Files of a background broker.
@@ -55,7 +55,8 @@ enum BackgroundBroker {
         }
         candidates += (Environment["PATH"] ?? "").split(separator: ":").map { $0 + "/martletd" }
         guard let found = candidates.first(where: { access($0, X_OK) == 0 }) else {
-            throw CommandFailure("martletd was found neither beside martlet nor in PATH", remedy: "name it with --martletd")
+            throw CommandFailure(
+                "martletd was found neither beside martlet nor in PATH", remedy: "name it with --martletd")
         }
         return found
     }
@@ -67,19 +68,22 @@ enum BackgroundBroker {
         try folder.make()
         let lock = open(folder.pidPath, O_RDWR | O_CREAT | O_CLOEXEC, 0o644)
         guard lock >= 0 else {
-            throw CommandFailure("\(folder.pidPath) cannot be opened: \(SystemCall.text(errno))", exitCode: .file)
+            throw CommandFailure(
+                "\(folder.pidPath) cannot be opened: \(SystemCall.text(errno))", exitCode: .file)
         }
         defer { close(lock) }
         guard flock(lock, LOCK_EX | LOCK_NB) == 0 else {
             let running = try running(folder)
             throw CommandFailure(
-                "a broker is running already" + (running.map { ": pid \($0.pid), \($0.address ?? "starting")" } ?? ""),
+                "a broker is running already"
+                    + (running.map { ": pid \($0.pid), \($0.address ?? "starting")" } ?? ""),
                 remedy: "`martlet broker stop` stops it; --state-dir starts another one beside it")
         }
         ftruncate(lock, 0)
         let log = open(folder.logPath, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0o644)
         guard log >= 0 else {
-            throw CommandFailure("\(folder.logPath) cannot be opened: \(SystemCall.text(errno))", exitCode: .file)
+            throw CommandFailure(
+                "\(folder.logPath) cannot be opened: \(SystemCall.text(errno))", exitCode: .file)
         }
         defer { close(log) }
         let logStart = Int64(lseek(log, 0, SEEK_END))
@@ -96,7 +100,9 @@ enum BackgroundBroker {
         Console.writeAll(descriptor, ByteBuffer(string: text))
     }
 
-    private static func spawn(_ executable: String, _ arguments: [String], lock: Int32, log: Int32) throws -> pid_t {
+    private static func spawn(_ executable: String, _ arguments: [String], lock: Int32, log: Int32) throws
+        -> pid_t
+    {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
@@ -115,7 +121,8 @@ enum BackgroundBroker {
         posix_spawnattr_init(&attributes)
         defer { posix_spawnattr_destroy(&attributes) }
         // A session of its own: neither Ctrl-C nor the end of the terminal reaches it.
-        posix_spawnattr_setflags(&attributes, Int16(newSession | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
+        posix_spawnattr_setflags(
+            &attributes, Int16(newSession | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
         var none = sigset_t()
         sigemptyset(&none)
         posix_spawnattr_setsigmask(&attributes, &none)
@@ -136,7 +143,9 @@ enum BackgroundBroker {
     }
 
     /// Watches the log for `ready HOST:PORT`; ends early with the log's last lines if the daemon ends.
-    private static func awaitReady(_ folder: StateFolder, pid: pid_t, from: Int64, seconds: Int) throws -> String {
+    private static func awaitReady(_ folder: StateFolder, pid: pid_t, from: Int64, seconds: Int) throws
+        -> String
+    {
         let end = SystemCall.monotonicNanoseconds() + Int64(seconds) * 1_000_000_000
         var progress = Progress()
         while true {
@@ -152,7 +161,9 @@ enum BackgroundBroker {
                 progress.clear()
                 throw CommandFailure(
                     "the broker ended before it was ready:\n"
-                        + String(buffer: LastLines.of(said, count: 5)).split(separator: "\n").map { "  \($0)" }
+                        + String(buffer: LastLines.of(said, count: 5)).split(separator: "\n").map {
+                            "  \($0)"
+                        }
                         .joined(separator: "\n"),
                     remedy: "the whole log is \(folder.logPath)")
             }
@@ -160,7 +171,8 @@ enum BackgroundBroker {
                 progress.clear()
                 throw CommandFailure(
                     "the broker (pid \(pid)) is not ready after \(seconds) s; it was left running",
-                    remedy: "`martlet broker logs` shows what it does, `martlet broker stop` stops it", exitCode: .timedOut)
+                    remedy: "`martlet broker logs` shows what it does, `martlet broker stop` stops it",
+                    exitCode: .timedOut)
             }
             let waited = progress.seconds
             progress.show { "waiting for the broker, \(Decimals.text(waited, 0)) s" }
@@ -173,13 +185,16 @@ enum BackgroundBroker {
         let lock = open(folder.pidPath, O_RDWR | O_CLOEXEC)
         if lock < 0 {
             if errno == ENOENT { return nil }
-            throw CommandFailure("\(folder.pidPath) cannot be opened: \(SystemCall.text(errno))", exitCode: .file)
+            throw CommandFailure(
+                "\(folder.pidPath) cannot be opened: \(SystemCall.text(errno))", exitCode: .file)
         }
         defer { close(lock) }
         if flock(lock, LOCK_SH | LOCK_NB) == 0 { return nil }
         let lines = String(buffer: try InputFile.contents(folder.pidPath, limit: 4096)).split(separator: "\n")
         guard let first = lines.first, let pid = pid_t(first), pid > 1 else {
-            throw CommandFailure("\(folder.pidPath) is locked but names no process", remedy: "a broker is just starting; try again")
+            throw CommandFailure(
+                "\(folder.pidPath) is locked but names no process",
+                remedy: "a broker is just starting; try again")
         }
         return Running(pid: pid, address: lines.count > 1 ? String(lines[1]) : nil)
     }
@@ -193,7 +208,8 @@ enum BackgroundBroker {
                 progress.clear()
                 throw CommandFailure(
                     "broker \(pid) has not ended after \(seconds) s",
-                    remedy: "`martlet broker logs` shows what it does; `kill -9 \(pid)` ends it, acknowledged data is safe",
+                    remedy:
+                        "`martlet broker logs` shows what it does; `kill -9 \(pid)` ends it, acknowledged data is safe",
                     exitCode: .timedOut)
             }
             progress.show { "waiting for the end of \(pid)" }

@@ -2,9 +2,9 @@ import ArgumentParser
 import NIOCore
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 struct BrokerCommand: ParsableCommand {
@@ -26,7 +26,8 @@ struct StateOptions: ParsableArguments {
         if let path = stateDir ?? Environment["MARTLET_STATE"] { return StateFolder(path: path) }
         if let base = Environment["XDG_STATE_HOME"] { return StateFolder(path: base + "/martlet") }
         guard let home = Environment["HOME"] else {
-            throw CommandFailure("no state folder: HOME is not set", remedy: "give --state-dir", exitCode: .usage)
+            throw CommandFailure(
+                "no state folder: HOME is not set", remedy: "give --state-dir", exitCode: .usage)
         }
         return StateFolder(path: home + "/.local/state/martlet")
     }
@@ -49,11 +50,13 @@ struct BrokerStart: ParsableCommand {
     @OptionGroup var state: StateOptions
     @Option(help: ArgumentHelp("Address to listen on; port 0 takes a free one.", valueName: "host:port"))
     var listen = "127.0.0.1:9092"
-    @Option(help: ArgumentHelp("Folder of the data (default: data in the state folder).", valueName: "folder"))
+    @Option(
+        help: ArgumentHelp("Folder of the data (default: data in the state folder).", valueName: "folder"))
     var dataDir: String?
     @Option(help: ArgumentHelp("fsync or relaxed, for topics that do not say.", valueName: "mode"))
     var durability: String?
-    @Option(help: ArgumentHelp("A broker setting; may be repeated.", valueName: "key=value")) var set: [String] = []
+    @Option(help: ArgumentHelp("A broker setting; may be repeated.", valueName: "key=value")) var set:
+        [String] = []
     @Option(help: ArgumentHelp("Seconds to wait until it is ready.", valueName: "seconds")) var wait = 60
     @Option(help: ArgumentHelp("The martletd to run (default: the one beside martlet).", valueName: "file"))
     var martletd: String?
@@ -124,16 +127,19 @@ struct BrokerStatus: ParsableCommand {
         if json {
             try Console.print(
                 .object([
-                    ("running", .bool(running != nil)), ("pid", .optional(running) { .integer(Int64($0.pid)) }),
+                    ("running", .bool(running != nil)),
+                    ("pid", .optional(running) { .integer(Int64($0.pid)) }),
                     ("address", .optional(running?.address) { .string($0) }), ("state", .string(folder.path)),
                 ]))
             if running == nil { throw CommandFailure("") }
             return
         }
         guard let running else {
-            throw CommandFailure("no broker is running (\(folder.pidPath))", remedy: "`martlet broker start` starts one")
+            throw CommandFailure(
+                "no broker is running (\(folder.pidPath))", remedy: "`martlet broker start` starts one")
         }
-        try Console.print("running  pid \(running.pid)  \(running.address ?? "starting")  log \(folder.logPath)")
+        try Console.print(
+            "running  pid \(running.pid)  \(running.address ?? "starting")  log \(folder.logPath)")
     }
 }
 

@@ -4,9 +4,9 @@ import MartletBroker
 import UnixSignals
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 struct DevCommand: AsyncParsableCommand {
@@ -28,7 +28,8 @@ struct DevCommand: AsyncParsableCommand {
     var listen = "127.0.0.1:9092"
     @Option(help: ArgumentHelp("Keep the data in this folder.", valueName: "folder")) var dataDir: String?
     @Option(help: "relaxed or fsync.") var durability = "relaxed"
-    @Option(help: ArgumentHelp("A broker setting; may be repeated.", valueName: "key=value")) var set: [Assignment] = []
+    @Option(help: ArgumentHelp("A broker setting; may be repeated.", valueName: "key=value")) var set:
+        [Assignment] = []
     @Flag(name: .shortAndLong, help: "Print the broker's log, not only its warnings.") var verbose = false
 
     /// What makes a broker convenient to develop against.
@@ -66,7 +67,8 @@ struct DevCommand: AsyncParsableCommand {
         }
         try Console.print("ready \(broker.address)")
         if Console.errorIsTerminal {
-            Console.note("data in \(folder); Ctrl-C stops the broker" + (dataDir == nil ? " and removes it" : ""))
+            Console.note(
+                "data in \(folder); Ctrl-C stops the broker" + (dataDir == nil ? " and removes it" : ""))
         }
         for await _ in signals { break }
         await broker.shutDown()
@@ -78,7 +80,8 @@ enum TemporaryFolder {
     static func make() throws -> String {
         var template = Array(((Environment["TMPDIR"] ?? "/tmp") + "/martlet-dev.XXXXXX").utf8CString)
         guard let path = mkdtemp(&template) else {
-            throw CommandFailure("no temporary folder can be made: \(SystemCall.text(errno))", exitCode: .file)
+            throw CommandFailure(
+                "no temporary folder can be made: \(SystemCall.text(errno))", exitCode: .file)
         }
         return String(cString: path)
     }
@@ -89,7 +92,9 @@ enum TemporaryFolder {
         if let folder = opendir(path) {
             while let entry = readdir(folder) {
                 let name = withUnsafePointer(to: &entry.pointee.d_name) {
-                    $0.withMemoryRebound(to: CChar.self, capacity: Int(entry.pointee.d_reclen)) { String(cString: $0) }
+                    $0.withMemoryRebound(to: CChar.self, capacity: Int(entry.pointee.d_reclen)) {
+                        String(cString: $0)
+                    }
                 }
                 if name == "." || name == ".." { continue }
                 var status = stat()

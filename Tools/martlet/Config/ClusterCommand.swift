@@ -60,7 +60,8 @@ struct ClusterDescribe: AsyncParsableCommand {
             var table = TextTable("KEY#", "API", "VERSIONS")
             for api in versions.apis.sorted(by: { $0.key < $1.key }) {
                 table.add(
-                    String(api.key), api.name ?? "unknown", "\(api.versions.lowerBound) to \(api.versions.upperBound)")
+                    String(api.key), api.name ?? "unknown",
+                    "\(api.versions.lowerBound) to \(api.versions.upperBound)")
             }
             text += "\n" + table.text
         }
@@ -73,7 +74,8 @@ struct ClusterDescribe: AsyncParsableCommand {
         let brokers = cluster.brokers.map { broker in
             JSONValue.object([
                 ("id", .integer(Int64(broker.id.rawValue))), ("host", .string(broker.address.host)),
-                ("port", .integer(Int64(broker.address.port))), ("rack", .optional(broker.rack) { .string($0) }),
+                ("port", .integer(Int64(broker.address.port))),
+                ("rack", .optional(broker.rack) { .string($0) }),
             ])
         }
         let features = versions.finalizedFeatures.sorted { $0.key < $1.key }
@@ -109,7 +111,8 @@ struct ClusterDescribe: AsyncParsableCommand {
                     .array(
                         versions.apis.map {
                             .object([
-                                ("key", .integer(Int64($0.key))), ("name", .optional($0.name) { .string($0) }),
+                                ("key", .integer(Int64($0.key))),
+                                ("name", .optional($0.name) { .string($0) }),
                                 ("minimum", .integer(Int64($0.versions.lowerBound))),
                                 ("maximum", .integer(Int64($0.versions.upperBound))),
                             ])

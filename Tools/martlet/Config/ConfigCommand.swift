@@ -81,7 +81,8 @@ struct ConfigDescribe: AsyncParsableCommand {
         var table = TextTable("SETTING", "VALUE", "FROM", "")
         for entry in entries {
             table.add(
-                entry.name, ConfigText.value(entry), entry.source.description, entry.isReadOnly ? "read-only" : "")
+                entry.name, ConfigText.value(entry), entry.source.description,
+                entry.isReadOnly ? "read-only" : "")
         }
         if table.isEmpty {
             Console.note("\(resource): all settings have their default value; --all shows them")
@@ -104,12 +105,16 @@ struct ConfigAlter: AsyncParsableCommand {
 
     @OptionGroup var owner: ResourceOptions
     @OptionGroup var connection: ConnectionOptions
-    @Option(name: [.long, .customLong("add-config")], help: ArgumentHelp("Set a value.", valueName: "key=value"))
+    @Option(
+        name: [.long, .customLong("add-config")], help: ArgumentHelp("Set a value.", valueName: "key=value"))
     var set: [Assignment] = []
-    @Option(name: [.long, .customLong("delete-config")], help: ArgumentHelp("Go back to the default.", valueName: "key"))
+    @Option(
+        name: [.long, .customLong("delete-config")],
+        help: ArgumentHelp("Go back to the default.", valueName: "key"))
     var delete: [String] = []
     @Option(help: ArgumentHelp("Add to a list value.", valueName: "key=value")) var append: [Assignment] = []
-    @Option(help: ArgumentHelp("Take out of a list value.", valueName: "key=value")) var subtract: [Assignment] = []
+    @Option(help: ArgumentHelp("Take out of a list value.", valueName: "key=value")) var subtract:
+        [Assignment] = []
     @Flag(help: "Check everything, change nothing.") var validateOnly = false
 
     func run() async throws {
@@ -126,10 +131,13 @@ struct ConfigAlter: AsyncParsableCommand {
         let results = try await connection.withAdmin {
             try await $0.alterConfigs([resource: wanted], validateOnly: validateOnly)
         }
-        guard let result = results[resource] else { throw CommandFailure("the broker did not answer for \(resource)") }
+        guard let result = results[resource] else {
+            throw CommandFailure("the broker did not answer for \(resource)")
+        }
         try result.get()
         let count = "\(changes.count) setting\(changes.count == 1 ? "" : "s")"
-        try Console.print(validateOnly ? "\(resource): \(count) could be changed" : "\(resource): \(count) changed")
+        try Console.print(
+            validateOnly ? "\(resource): \(count) could be changed" : "\(resource): \(count) changed")
     }
 }
 
@@ -146,7 +154,8 @@ struct ConfigExplain: AsyncParsableCommand {
     @Argument(help: "Name of the setting.") var setting: String
     @OptionGroup var connection: ConnectionOptions
     @Option(help: "Explain it for this topic.") var topic: String?
-    @Option(help: "Explain it for this broker (default: the controller, or the first broker).") var broker: Int32?
+    @Option(help: "Explain it for this broker (default: the controller, or the first broker).") var broker:
+        Int32?
 
     func run() async throws {
         let (resource, entries) = try await connection.withAdmin { admin in
@@ -163,7 +172,9 @@ struct ConfigExplain: AsyncParsableCommand {
                 resource = .broker(id)
             }
             let all = try await admin.describeConfigs([resource], includeDocumentation: true)
-            guard let result = all[resource] else { throw CommandFailure("the broker did not answer for \(resource)") }
+            guard let result = all[resource] else {
+                throw CommandFailure("the broker did not answer for \(resource)")
+            }
             return (resource, try result.get())
         }
         guard let entry = entries.first(where: { $0.name == setting }) else {

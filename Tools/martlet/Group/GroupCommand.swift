@@ -44,7 +44,8 @@ struct GroupList: AsyncParsableCommand {
                     groups.map {
                         .object([
                             ("group", .string($0.groupID)), ("state", .optional($0.state) { .string($0) }),
-                            ("type", .optional($0.type) { .string($0) }), ("protocolType", .string($0.protocolType)),
+                            ("type", .optional($0.type) { .string($0) }),
+                            ("protocolType", .string($0.protocolType)),
                             ("coordinator", .integer(Int64($0.coordinator.rawValue))),
                         ])
                     }))
@@ -101,7 +102,8 @@ struct GroupDescribe: AsyncParsableCommand {
         let group = try await admin.describeGroup(name)
         let offsets = try await admin.groupOffsets(name)
         if group.state == "Dead", offsets.isEmpty {
-            throw CommandFailure("there is no group '\(name)'", remedy: "`martlet group list` shows the groups")
+            throw CommandFailure(
+                "there is no group '\(name)'", remedy: "`martlet group list` shows the groups")
         }
         var positions: [TopicPartition: Position] = [:]
         for (partition, committed) in offsets {
@@ -146,7 +148,8 @@ struct GroupDescribe: AsyncParsableCommand {
     private func json(_ group: GroupDescription, _ positions: [Position]) -> JSONValue {
         .object([
             ("group", .string(group.groupID)), ("state", .string(group.state)),
-            ("strategy", .string(group.strategy)), ("coordinator", .integer(Int64(group.coordinator.rawValue))),
+            ("strategy", .string(group.strategy)),
+            ("coordinator", .integer(Int64(group.coordinator.rawValue))),
             (
                 "members",
                 .array(

@@ -19,7 +19,9 @@ struct GroupResetOffsets: AsyncParsableCommand {
     @OptionGroup var groups: GroupNames
     @OptionGroup var connection: ConnectionOptions
     @OptionGroup var listing: ListingOptions
-    @Option(help: ArgumentHelp("Topic, or one partition of it as TOPIC:N; may be repeated.", valueName: "topic[:n]"))
+    @Option(
+        help: ArgumentHelp(
+            "Topic, or one partition of it as TOPIC:N; may be repeated.", valueName: "topic[:n]"))
     var topic: [String] = []
     @Flag(help: .hidden) var allTopics = false
     @Option(
@@ -74,7 +76,8 @@ struct GroupResetOffsets: AsyncParsableCommand {
         var table = TextTable("TOPIC", "PARTITION#", "FROM#", "TO#")
         for (partition, offset) in rows {
             table.add(
-                partition.topic, partition.partition.description, former[partition]?.offset.description ?? "-",
+                partition.topic, partition.partition.description,
+                former[partition]?.offset.description ?? "-",
                 offset.offset.description)
         }
         guard !table.isEmpty else {
@@ -86,9 +89,11 @@ struct GroupResetOffsets: AsyncParsableCommand {
     }
 
     private func text() throws -> String {
-        let given = [to, toEarliest ? "earliest" : nil, toLatest ? "latest" : nil, toOffset, toDatetime].compactMap { $0 }
+        let given = [to, toEarliest ? "earliest" : nil, toLatest ? "latest" : nil, toOffset, toDatetime]
+            .compactMap { $0 }
         guard given.count == 1, let text = given.first else {
-            throw CommandFailure("one --to is needed", remedy: "write \(OffsetChoice.forms)", exitCode: .usage)
+            throw CommandFailure(
+                "one --to is needed", remedy: "write \(OffsetChoice.forms)", exitCode: .usage)
         }
         return text
     }
@@ -120,7 +125,9 @@ struct GroupResetOffsets: AsyncParsableCommand {
         _ admin: Admin, _ group: String, _ choice: OffsetChoice, _ partitions: [TopicPartition]
     ) async throws -> [TopicPartition: CommittedOffset] {
         guard !partitions.isEmpty else { return [:] }
-        if let spec = choice.spec { return try await admin.planGroupReset(group, to: spec, partitions: partitions) }
+        if let spec = choice.spec {
+            return try await admin.planGroupReset(group, to: spec, partitions: partitions)
+        }
         guard case .fromEnd(let count) = choice else { return [:] }
         let ends = try await admin.planGroupReset(group, to: .latest, partitions: partitions)
         let starts = try await admin.planGroupReset(group, to: .earliest, partitions: partitions)

@@ -29,7 +29,8 @@ enum IndexDump {
             former = (first, second)
             let offset = base + (entryBytes == 8 ? first : second)
             if json {
-                let other = entryBytes == 8 ? ("position", JSONValue.integer(second)) : ("timestamp", .integer(first))
+                let other =
+                    entryBytes == 8 ? ("position", JSONValue.integer(second)) : ("timestamp", .integer(first))
                 try Console.print(JSONValue.object([("offset", .integer(offset)), other]).line)
             } else if entryBytes == 8 {
                 try Console.print("offset \(offset)  position \(second)")

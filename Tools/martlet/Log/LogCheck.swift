@@ -37,23 +37,27 @@ struct LogCheck {
             var expected = max(next ?? base, base)
             while position < file.byteCount, expected < end.rawValue {
                 do {
-                    let header = try RecordBatchHeader(reading: try file.read(at: position, RecordBatchHeader.byteCount))
+                    let header = try RecordBatchHeader(
+                        reading: try file.read(at: position, RecordBatchHeader.byteCount))
                     guard header.baseOffset >= expected else {
                         return Finding(
                             offset: Offset(expected), segment: path, position: position,
                             detail: "offset \(header.baseOffset) where at least \(expected) belongs")
                     }
                     let total = header.totalByteCount
-                    guard total <= SegmentDump.batchBytesLimit, position + Int64(total) <= file.byteCount else {
+                    guard total <= SegmentDump.batchBytesLimit, position + Int64(total) <= file.byteCount
+                    else {
                         return Finding(
                             offset: Offset(expected), segment: path, position: position,
                             detail: "a batch of \(total) bytes goes beyond the file's end")
                     }
-                    _ = try RecordBatchValidator.checkHeader(try file.read(at: position, total), limits: .stored)
+                    _ = try RecordBatchValidator.checkHeader(
+                        try file.read(at: position, total), limits: .stored)
                     expected = header.lastOffset + 1
                     position += Int64(total)
                 } catch let error as RecordBatchError {
-                    return Finding(offset: Offset(expected), segment: path, position: position, detail: "\(error)")
+                    return Finding(
+                        offset: Offset(expected), segment: path, position: position, detail: "\(error)")
                 }
             }
             next = expected

@@ -10,7 +10,8 @@ struct LogCommand: AsyncParsableCommand {
 struct LogDump: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "dump",
-        abstract: "Print segments (.log), their indexes (.index, .timeindex) and producer states (.snapshot).",
+        abstract:
+            "Print segments (.log), their indexes (.index, .timeindex) and producer states (.snapshot).",
         discussion: """
             Files are only read. Checksums are verified; the first damage is named with
             its position and ends the dump of that file with exit code 1.
@@ -23,7 +24,8 @@ struct LogDump: ParsableCommand {
 
     @Argument(help: "Files to print.") var files: [String] = []
     @Option(name: .customLong("files"), help: .hidden) var kafkaFiles: String?
-    @Flag(name: [.long, .customLong("print-data-log")], help: "Print the records in the batches too.") var records = false
+    @Flag(name: [.long, .customLong("print-data-log")], help: "Print the records in the batches too.")
+    var records = false
     @Option(help: ArgumentHelp("With --records: format of a record, as in consume.", valueName: "format"))
     var format = "    %o %T %k=%s\\n"
     @Flag(help: "Print one JSON object a line.") var json = false
@@ -38,8 +40,9 @@ struct LogDump: ParsableCommand {
             do {
                 switch path.split(separator: ".").last {
                 case "log"?, "deleted"?, "cleaned"?, "swap"?:
-                    try SegmentDump(path: path, showsRecords: records || json, format: format, json: json).run(
-                        showsRecords: records)
+                    try SegmentDump(path: path, showsRecords: records || json, format: format, json: json)
+                        .run(
+                            showsRecords: records)
                 case "index"?: try IndexDump.run(path: path, entryBytes: 8, json: json)
                 case "timeindex"?: try IndexDump.run(path: path, entryBytes: 12, json: json)
                 case "snapshot"?: try SnapshotDump.run(path: path, json: json)
@@ -48,7 +51,9 @@ struct LogDump: ParsableCommand {
                         "\(path) is no segment, index or snapshot by its name",
                         remedy: "known endings: .log .index .timeindex .snapshot", exitCode: .usage)
                 }
-            } catch let failure as CommandFailure where failure.exitCode == .failed || failure.exitCode == .file {
+            } catch let failure as CommandFailure
+                where failure.exitCode == .failed || failure.exitCode == .file
+            {
                 failures.append(failure)
                 if all.count > 1 { Console.complain(failure.description) }
             }

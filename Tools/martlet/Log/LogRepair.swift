@@ -20,7 +20,8 @@ struct LogRepair: ParsableCommand {
             """)
 
     @Argument(help: "Data directory of the stopped broker.") var directory: String
-    @Option(help: ArgumentHelp("Only this partition; may be repeated.", valueName: "topic-n")) var partition: [String] = []
+    @Option(help: ArgumentHelp("Only this partition; may be repeated.", valueName: "topic-n")) var partition:
+        [String] = []
     @Flag(help: "Cut the damaged logs; without it they are only listed.") var execute = false
     @Flag(help: "Print the result as JSON.") var json = false
 
@@ -48,14 +49,16 @@ struct LogRepair: ParsableCommand {
             throw CommandFailure("\(metaPath) is damaged", exitCode: .file)
         }
         let folder = try LogDirectory.open(
-            directory, disk: disk, clusterID: meta.clusterID, nodeID: meta.nodeID, newDirectoryID: meta.directoryID)
+            directory, disk: disk, clusterID: meta.clusterID, nodeID: meta.nodeID,
+            newDirectoryID: meta.directoryID)
         let wanted = try wantedPartitions(folder)
         var findings: [Finding] = []
         var failures: [CommandFailure] = []
         for partition in wanted {
             do {
                 let log = try PartitionLog.open(
-                    directory: folder, topicPartition: partition, topicID: nil, configuration: LogConfiguration(),
+                    directory: folder, topicPartition: partition, topicID: nil,
+                    configuration: LogConfiguration(),
                     now: Timestamp(milliseconds: SystemCall.wallMilliseconds()))
                 if let damage = log.damage {
                     findings.append(
@@ -96,7 +99,8 @@ struct LogRepair: ParsableCommand {
         }
         return Finding(
             partition: partition, offset: found.offset,
-            detail: "byte \(found.position) of \(found.segment): \(found.detail)", quarantinedBytes: quarantinedBytes)
+            detail: "byte \(found.position) of \(found.segment): \(found.detail)",
+            quarantinedBytes: quarantinedBytes)
     }
 
     private func wantedPartitions(_ folder: LogDirectory<PosixDisk>) throws -> [TopicPartition] {

@@ -4,9 +4,9 @@ import MartletRecordBatch
 import NIOCore
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 /// A file read by position; its end is taken when it is opened, so a growing segment dumps as it was then.
@@ -72,7 +72,9 @@ struct SegmentDump {
         while position < file.byteCount {
             let headerBytes = try file.read(at: position, RecordBatchHeader.byteCount)
             if isZero(headerBytes), try isZeroToEnd(file, position) {
-                try tail("\(Decimals.bytes(file.byteCount - position)) preallocated and not yet used from \(position) on")
+                try tail(
+                    "\(Decimals.bytes(file.byteCount - position)) preallocated and not yet used from \(position) on"
+                )
                 break
             }
             let header = try located(position) { try RecordBatchHeader(reading: headerBytes) }
@@ -105,7 +107,9 @@ struct SegmentDump {
         do { return try body() } catch let error as RecordBatchError {
             throw CommandFailure(
                 "\(path): position \(position): \(error)",
-                remedy: "if valid batches follow, the file is damaged: repair it from a replica, or with `martlet log repair`")
+                remedy:
+                    "if valid batches follow, the file is damaged: repair it from a replica, or with `martlet log repair`"
+            )
         }
     }
 
@@ -130,16 +134,21 @@ struct SegmentDump {
                     ("records", .integer(Int64(header.recordCount))),
                     ("leaderEpoch", .integer(Int64(header.partitionLeaderEpoch))),
                     ("codec", .string(header.codec.name)), ("crc", .integer(Int64(header.crc))),
-                    ("baseTimestamp", .integer(header.baseTimestamp)), ("maxTimestamp", .integer(header.maxTimestamp)),
+                    ("baseTimestamp", .integer(header.baseTimestamp)),
+                    ("maxTimestamp", .integer(header.maxTimestamp)),
                     ("logAppendTime", .bool(header.timestampType == .logAppendTime)),
-                    ("producerID", .integer(header.producerID)), ("producerEpoch", .integer(Int64(header.producerEpoch))),
+                    ("producerID", .integer(header.producerID)),
+                    ("producerEpoch", .integer(Int64(header.producerEpoch))),
                     ("baseSequence", .integer(Int64(header.baseSequence))),
                     ("transactional", .bool(header.isTransactional)), ("control", .bool(header.isControl)),
                 ]).line)
         }
-        var text = "\(position)  offsets \(header.baseOffset)-\(header.lastOffset)  records \(header.recordCount)  "
-        text += "bytes \(header.totalByteCount)  epoch \(header.partitionLeaderEpoch)  codec \(header.codec.name)  "
-        text += "max time \(CivilTime.text(milliseconds: header.maxTimestamp))  crc \(String(header.crc, radix: 16))"
+        var text =
+            "\(position)  offsets \(header.baseOffset)-\(header.lastOffset)  records \(header.recordCount)  "
+        text +=
+            "bytes \(header.totalByteCount)  epoch \(header.partitionLeaderEpoch)  codec \(header.codec.name)  "
+        text +=
+            "max time \(CivilTime.text(milliseconds: header.maxTimestamp))  crc \(String(header.crc, radix: 16))"
         if header.hasProducerID {
             text += "  producer \(header.producerID)/\(header.producerEpoch) sequence \(header.baseSequence)"
         }

@@ -26,9 +26,11 @@ enum SnapshotDump {
     }
 
     private static func text(_ id: Int64, _ entry: ProducerEntry) -> String {
-        var text = "producer \(id)/\(entry.epoch)  last append \(CivilTime.text(milliseconds: entry.lastAppend.rawValue))"
+        var text =
+            "producer \(id)/\(entry.epoch)  last append \(CivilTime.text(milliseconds: entry.lastAppend.rawValue))"
         for batch in entry.batches {
-            text += "\n  sequences \(batch.baseSequence)-\(batch.lastSequence)  offsets \(batch.baseOffset)-\(batch.lastOffset)"
+            text +=
+                "\n  sequences \(batch.baseSequence)-\(batch.lastSequence)  offsets \(batch.baseOffset)-\(batch.lastOffset)"
         }
         if let first = entry.transactionFirstOffset { text += "\n  open transaction from offset \(first)" }
         return text
@@ -46,7 +48,8 @@ enum SnapshotDump {
                     entry.batches.map {
                         .object([
                             ("baseSequence", .integer(Int64($0.baseSequence))),
-                            ("lastSequence", .integer(Int64($0.lastSequence))), ("baseOffset", .integer($0.baseOffset)),
+                            ("lastSequence", .integer(Int64($0.lastSequence))),
+                            ("baseOffset", .integer($0.baseOffset)),
                             ("lastOffset", .integer($0.lastOffset)), ("timestamp", .integer($0.timestamp)),
                         ])
                     })

@@ -8,7 +8,9 @@ struct MarketCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "market",
         abstract: "Market data files into topics, and topics into files, tapes and made-up sessions.",
-        subcommands: [MarketReplayCommand.self, MarketRecordCommand.self, MarketTape.self, MarketGenerate.self])
+        subcommands: [
+            MarketReplayCommand.self, MarketRecordCommand.self, MarketTape.self, MarketGenerate.self,
+        ])
 }
 
 /// Formats by their names on the command line.
@@ -61,7 +63,8 @@ struct MarketReplayCommand: AsyncParsableCommand {
         replay.speed = try ReplaySpeed.parse(speed)
         if let date {
             guard let day = TradingDate(date) else {
-                throw CommandFailure("--date '\(date)' is not a day", remedy: "write YYYY-MM-DD", exitCode: .usage)
+                throw CommandFailure(
+                    "--date '\(date)' is not a day", remedy: "write YYYY-MM-DD", exitCode: .usage)
             }
             replay.date = day
         }
@@ -93,8 +96,10 @@ struct MarketReplayCommand: AsyncParsableCommand {
         if json {
             return try Console.print(
                 .object([
-                    ("messages", .integer(Int64(summary.messageCount))), ("bytes", .integer(summary.byteCount)),
-                    ("sentBytes", .integer(Int64(statistics.sentBatchBytes))), ("seconds", .number(summary.seconds)),
+                    ("messages", .integer(Int64(summary.messageCount))),
+                    ("bytes", .integer(summary.byteCount)),
+                    ("sentBytes", .integer(Int64(statistics.sentBatchBytes))),
+                    ("seconds", .number(summary.seconds)),
                     ("messagesPerSecond", .number(rate.rounded())),
                     ("types", .object(types.map { ($0.key, .integer(Int64($0.value))) })),
                 ]))
@@ -103,7 +108,9 @@ struct MarketReplayCommand: AsyncParsableCommand {
             "replayed \(Decimals.grouped(Int64(summary.messageCount))) messages, \(Decimals.bytes(summary.byteCount)) "
                 + "(\(Decimals.bytes(Int64(statistics.sentBatchBytes))) sent) in \(Decimals.text(summary.seconds, 2)) s, "
                 + "\(Decimals.grouped(Int64(rate))) messages/s")
-        try Console.print("types: " + types.map { "\($0.key) \(Decimals.grouped(Int64($0.value)))" }.joined(separator: ", "))
+        try Console.print(
+            "types: " + types.map { "\($0.key) \(Decimals.grouped(Int64($0.value)))" }.joined(separator: ", ")
+        )
     }
 }
 
@@ -114,7 +121,8 @@ enum ReplaySpeed {
         let number = text.hasSuffix("x") ? String(text.dropLast()) : text
         guard let factor = Double(number), factor > 0, factor <= 1_000_000 else {
             throw CommandFailure(
-                "--speed '\(text)' is not a speed", remedy: "write max, or a multiple such as 1x or 0.5x", exitCode: .usage)
+                "--speed '\(text)' is not a speed", remedy: "write max, or a multiple such as 1x or 0.5x",
+                exitCode: .usage)
         }
         return .times(factor)
     }
@@ -208,7 +216,8 @@ struct MarketTape: AsyncParsableCommand {
         let reading = TopicReading(
             topic: topic, start: try OffsetChoice(offset), follow: follow,
             configuration: ConsumerConfiguration(try connection.configuration()))
-        let printer = TapePrinter(format: format.format, symbols: Set(symbol), limit: maxTrades ?? Int.max, json: json)
+        let printer = TapePrinter(
+            format: format.format, symbols: Set(symbol), limit: maxTrades ?? Int.max, json: json)
         do {
             try await untilStopped { stop in try await reading.run(stop) { try printer.print($0) } }
         } catch is TapePrinter.LimitReached {
@@ -236,13 +245,16 @@ struct MarketGenerate: ParsableCommand {
 
     func run() throws {
         let session = try ITCHSessionGenerator(
-            ITCHSessionPlan(seed: seed, messageCount: messages, symbolCount: symbols, messagesPerSecond: rate))
+            ITCHSessionPlan(seed: seed, messageCount: messages, symbolCount: symbols, messagesPerSecond: rate)
+        )
         let writer = try ITCHFileWriter(path: file)
         var progress = Progress()
         for message in session {
             try writer.append(message)
             if writer.messageCount & 0xfff == 0 {
-                progress.show { "\(Decimals.grouped(writer.messageCount)) of \(Decimals.grouped(Int64(messages))) messages" }
+                progress.show {
+                    "\(Decimals.grouped(writer.messageCount)) of \(Decimals.grouped(Int64(messages))) messages"
+                }
             }
         }
         try writer.finish()

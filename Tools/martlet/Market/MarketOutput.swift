@@ -12,7 +12,8 @@ final class ReplayProgress: Sendable {
         progress.withLock { progress in
             progress.show {
                 let rate = summary.seconds > 0 ? Double(summary.messageCount) / summary.seconds : 0
-                return "\(Decimals.grouped(Int64(summary.messageCount))) messages, \(Decimals.grouped(Int64(rate)))/s"
+                return
+                    "\(Decimals.grouped(Int64(summary.messageCount))) messages, \(Decimals.grouped(Int64(rate)))/s"
             }
         }
     }
@@ -83,7 +84,9 @@ final class TapePrinter: Sendable {
         var output = ByteBuffer()
         let ended = try state.withLock { state in
             for record in records {
-                guard let value = record.value, let trade = try trade(record, value, &state.tape) else { continue }
+                guard let value = record.value, let trade = try trade(record, value, &state.tape) else {
+                    continue
+                }
                 guard symbols.isEmpty || symbols.contains(trade.symbol) else { continue }
                 guard state.left > 0 else { return true }
                 state.left -= 1
@@ -95,7 +98,8 @@ final class TapePrinter: Sendable {
         if ended { throw LimitReached() }
     }
 
-    private func trade(_ record: ConsumedRecord, _ value: ByteBuffer, _ tape: inout ITCHTape) throws -> Trade? {
+    private func trade(_ record: ConsumedRecord, _ value: ByteBuffer, _ tape: inout ITCHTape) throws -> Trade?
+    {
         do {
             switch format {
             case .itch50: return tape.trade(in: try ITCHMessage(value))
@@ -110,12 +114,14 @@ final class TapePrinter: Sendable {
 
     static func json(_ trade: Trade) -> JSONValue {
         .object([
-            ("time", .string(TimeText.timeOfDay(nanoseconds: trade.nanoseconds))), ("symbol", .string(trade.symbol)),
+            ("time", .string(TimeText.timeOfDay(nanoseconds: trade.nanoseconds))),
+            ("symbol", .string(trade.symbol)),
             ("kind", .string(trade.kind.rawValue)),
             ("price", .optional(trade.price) { .string(PriceText.decimal($0, places: 4)) }),
             ("size", .integer(Int64(clamping: trade.size))),
             ("aggressor", .optional(trade.aggressor) { .string($0.description) }),
-            ("match", .optional(trade.matchNumber) { .string(String($0)) }), ("printable", .bool(trade.isPrintable)),
+            ("match", .optional(trade.matchNumber) { .string(String($0)) }),
+            ("printable", .bool(trade.isPrintable)),
         ])
     }
 }

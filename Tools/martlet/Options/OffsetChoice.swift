@@ -9,7 +9,8 @@ enum OffsetChoice: Hashable {
     case fromEnd(Int64)
     case time(Timestamp)
 
-    static let forms = "earliest, latest, N, -N (N before the end), or a time: @MILLISECONDS or 2026-01-31T09:30:00Z"
+    static let forms =
+        "earliest, latest, N, -N (N before the end), or a time: @MILLISECONDS or 2026-01-31T09:30:00Z"
 
     init(_ text: String) throws {
         switch text {
@@ -25,7 +26,8 @@ enum OffsetChoice: Hashable {
             } else if let time = CivilTime.parse(text) {
                 self = .time(Timestamp(milliseconds: time))
             } else {
-                throw CommandFailure("'\(text)' is not an offset", remedy: "write \(Self.forms)", exitCode: .usage)
+                throw CommandFailure(
+                    "'\(text)' is not an offset", remedy: "write \(Self.forms)", exitCode: .usage)
             }
         }
     }

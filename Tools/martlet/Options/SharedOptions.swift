@@ -2,9 +2,9 @@ import ArgumentParser
 import MartletClient
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 /// How to reach the cluster; part of every command that talks to one.
@@ -12,7 +12,8 @@ struct ConnectionOptions: ParsableArguments {
     @Option(
         name: [.customShort("b"), .long, .customLong("bootstrap-server"), .customLong("broker-list")],
         help: ArgumentHelp(
-            "Brokers to ask first (default: $MARTLET_BOOTSTRAP, else 127.0.0.1:9092).", valueName: "host:port,…"))
+            "Brokers to ask first (default: $MARTLET_BOOTSTRAP, else 127.0.0.1:9092).",
+            valueName: "host:port,…"))
     var bootstrap: String?
 
     @Option(help: ArgumentHelp("Name of this client in the brokers' logs.", valueName: "name"))
@@ -27,7 +28,8 @@ struct ConnectionOptions: ParsableArguments {
 
     func configuration() throws -> ClientConfiguration {
         guard timeout > 0, timeout <= 86_400 else {
-            throw CommandFailure("--timeout is \(timeout); allowed: more than 0, up to 86400 seconds", exitCode: .usage)
+            throw CommandFailure(
+                "--timeout is \(timeout); allowed: more than 0, up to 86400 seconds", exitCode: .usage)
         }
         var configuration = try ClientConfiguration(bootstrap: address)
         configuration.clientID = clientID

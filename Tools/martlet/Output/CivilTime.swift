@@ -13,7 +13,9 @@ enum CivilTime {
     static func parse(_ text: String) -> Int64? {
         var bytes = Array(text.utf8)[...]
         func number(_ digits: Int) -> Int64? {
-            guard bytes.count >= digits, bytes.prefix(digits).allSatisfy({ (48...57).contains($0) }) else { return nil }
+            guard bytes.count >= digits, bytes.prefix(digits).allSatisfy({ (48...57).contains($0) }) else {
+                return nil
+            }
             let value = bytes.prefix(digits).reduce(Int64(0)) { $0 * 10 + Int64($1 - 48) }
             bytes = bytes.dropFirst(digits)
             return value
@@ -28,7 +30,9 @@ enum CivilTime {
         else { return nil }
         var result = daysSinceEpoch(year, month, day) * 86_400_000
         if take("T") || take(" ") {
-            guard let hour = number(2), hour < 24, take(":"), let minute = number(2), minute < 60 else { return nil }
+            guard let hour = number(2), hour < 24, take(":"), let minute = number(2), minute < 60 else {
+                return nil
+            }
             result += hour * 3_600_000 + minute * 60_000
             if take(":") {
                 guard let second = number(2), second < 60 else { return nil }
@@ -45,7 +49,9 @@ enum CivilTime {
         }
         if bytes.isEmpty || take("Z") { return bytes.isEmpty ? result : nil }
         let sign: Int64 = take("+") ? 1 : (take("-") ? -1 : 0)
-        guard sign != 0, let hours = number(2), take(":"), let minutes = number(2), bytes.isEmpty else { return nil }
+        guard sign != 0, let hours = number(2), take(":"), let minutes = number(2), bytes.isEmpty else {
+            return nil
+        }
         return result - sign * (hours * 3_600_000 + minutes * 60_000)
     }
 
@@ -65,7 +71,9 @@ enum CivilTime {
         let dayOfYear = dayOfEra - (365 * yearOfEra + yearOfEra / 4 - yearOfEra / 100)
         let monthIndex = (5 * dayOfYear + 2) / 153
         let month = monthIndex < 10 ? monthIndex + 3 : monthIndex - 9
-        return (yearOfEra + era * 400 + (month <= 2 ? 1 : 0), month, dayOfYear - (153 * monthIndex + 2) / 5 + 1)
+        return (
+            yearOfEra + era * 400 + (month <= 2 ? 1 : 0), month, dayOfYear - (153 * monthIndex + 2) / 5 + 1
+        )
     }
 
     private static func dayCount(_ year: Int64, _ month: Int64) -> Int64 {

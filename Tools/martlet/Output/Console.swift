@@ -1,9 +1,9 @@
 import NIOCore
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 /// Standard output and standard error. Data goes to the first, everything said to a person to the second.
@@ -29,7 +29,8 @@ enum Console {
         let code = writeAll(STDOUT_FILENO, bytes)
         if code == EPIPE { throw CommandFailure("", exitCode: .quiet) }
         if code != 0 {
-            throw CommandFailure("standard output cannot be written: \(SystemCall.text(code))", exitCode: .file)
+            throw CommandFailure(
+                "standard output cannot be written: \(SystemCall.text(code))", exitCode: .file)
         }
     }
 

@@ -10,7 +10,9 @@ final class StopFlag: Sendable {
 }
 
 /// Runs `body` and, on SIGINT or SIGTERM, cancels it; `nil` when a signal ended it.
-func untilInterrupted<Result: Sendable>(_ body: @escaping @Sendable () async throws -> Result) async throws -> Result? {
+func untilInterrupted<Result: Sendable>(_ body: @escaping @Sendable () async throws -> Result) async throws
+    -> Result?
+{
     try await withThrowingTaskGroup(of: Result?.self) { group in
         group.addTask {
             do {

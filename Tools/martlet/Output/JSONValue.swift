@@ -86,14 +86,19 @@ enum JSONValue {
 enum JSONBytes {
     static func members(_ name: String, _ bytes: ByteBuffer?) -> [(String, JSONValue)] {
         guard let bytes else { return [(name, .null)] }
-        if let text = String(validating: bytes.readableBytesView, as: UTF8.self) { return [(name, .string(text))] }
-        return [(name, .string(Base64.encode(bytes.readableBytesView))), (name + "Encoding", .string("base64"))]
+        if let text = String(validating: bytes.readableBytesView, as: UTF8.self) {
+            return [(name, .string(text))]
+        }
+        return [
+            (name, .string(Base64.encode(bytes.readableBytesView))), (name + "Encoding", .string("base64")),
+        ]
     }
 }
 
 /// RFC 4648 base64 with padding.
 enum Base64 {
-    private static let alphabet = Array("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".utf8)
+    private static let alphabet = Array(
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".utf8)
 
     static func encode(_ bytes: some Collection<UInt8>) -> String {
         var result: [UInt8] = []
@@ -108,7 +113,8 @@ enum Base64 {
             let value = group.reduce(UInt32(0)) { $0 << 8 | UInt32($1) } << (8 * UInt32(3 - group.count))
             for place in 0..<4 {
                 result.append(
-                    place <= group.count ? alphabet[Int(value >> (18 - 6 * UInt32(place))) & 63] : UInt8(ascii: "="))
+                    place <= group.count
+                        ? alphabet[Int(value >> (18 - 6 * UInt32(place))) & 63] : UInt8(ascii: "="))
             }
         }
         return String(decoding: result, as: UTF8.self)

@@ -9,7 +9,8 @@ import NIOCore
 struct RecordFormat: Hashable {
     enum Part: Hashable {
         case literal([UInt8])
-        case topic, partition, offset, timestamp, date, key, keyLength, value, valueLength, headers, headerCount
+        case topic, partition, offset, timestamp, date, key, keyLength, value, valueLength, headers,
+            headerCount
     }
 
     var parts: [Part]
@@ -20,7 +21,8 @@ struct RecordFormat: Hashable {
         var rest = Array(text.utf8)[...]
         func refuse(_ what: String) -> CommandFailure {
             CommandFailure(
-                "format string: \(what)", remedy: "letters: %t %p %o %T %D %k %K %s %S %h %H %%; escapes: \\n \\t \\r \\0 \\\\ \\xHH",
+                "format string: \(what)",
+                remedy: "letters: %t %p %o %T %D %k %K %s %S %h %H %%; escapes: \\n \\t \\r \\0 \\\\ \\xHH",
                 exitCode: .usage)
         }
         while let byte = rest.popFirst() {
@@ -105,7 +107,11 @@ struct RecordFormat: Hashable {
                 for (index, header) in record.headers.enumerated() {
                     if index > 0 { output.writeString(",") }
                     output.writeString(header.name + "=")
-                    if let value = header.value { output.writeImmutableBuffer(value) } else { output.writeString("NULL") }
+                    if let value = header.value {
+                        output.writeImmutableBuffer(value)
+                    } else {
+                        output.writeString("NULL")
+                    }
                 }
             case .headerCount: output.writeString(String(record.headers.count))
             }
@@ -123,7 +129,8 @@ struct RecordFormat: Hashable {
                     "headers",
                     .array(
                         record.headers.map { header in
-                            .object([("name", .string(header.name))] + JSONBytes.members("value", header.value))
+                            .object(
+                                [("name", .string(header.name))] + JSONBytes.members("value", header.value))
                         })
                 )
             ])
@@ -134,6 +141,7 @@ extension RecordFormat.Fields {
     init(_ record: ConsumedRecord) {
         self.init(
             topic: record.topic, partition: record.partition.rawValue, offset: record.offset.rawValue,
-            timestamp: record.timestamp.rawValue, key: record.key, value: record.value, headers: record.headers)
+            timestamp: record.timestamp.rawValue, key: record.key, value: record.value,
+            headers: record.headers)
     }
 }

@@ -19,7 +19,9 @@ struct TextTable {
     var isEmpty: Bool { rows.isEmpty }
 
     mutating func add(_ cells: String...) {
-        precondition(cells.count == columns.count, "a row of \(cells.count) cells in a table of \(columns.count) columns")
+        precondition(
+            cells.count == columns.count,
+            "a row of \(cells.count) cells in a table of \(columns.count) columns")
         rows.append(cells)
     }
 

@@ -44,7 +44,9 @@ struct ConsumeCommand: AsyncParsableCommand {
     @Flag(help: "Leave out records of open and aborted transactions.") var readCommitted = false
 
     func run() async throws {
-        guard let topic = topic ?? topicOption else { throw CommandFailure("no topic is named", exitCode: .usage) }
+        guard let topic = topic ?? topicOption else {
+            throw CommandFailure("no topic is named", exitCode: .usage)
+        }
         if let problem = TopicName.problem(topic) { throw CommandFailure(problem, exitCode: .usage) }
         guard !json || format == nil else {
             throw CommandFailure("--json and --format exclude each other", exitCode: .usage)
@@ -63,7 +65,8 @@ struct ConsumeCommand: AsyncParsableCommand {
         configuration.isolation = readCommitted ? .readCommitted : .readUncommitted
         configuration.offsetReset = start == .latest ? .latest : .earliest
         let reading = TopicReading(
-            topic: topic, partitions: partition, start: start ?? (follow ? .latest : .earliest), follow: follow,
+            topic: topic, partitions: partition, start: start ?? (follow ? .latest : .earliest),
+            follow: follow,
             limit: maxMessages, configuration: configuration)
         if group != nil, let start, start != .earliest, start != .latest {
             throw CommandFailure(
@@ -224,7 +227,9 @@ struct TopicReading: Sendable {
         return (starts, ends)
     }
 
-    private func spec(_ partitions: some Sequence<TopicPartition>, _ spec: OffsetSpec) -> [TopicPartition: OffsetSpec] {
+    private func spec(_ partitions: some Sequence<TopicPartition>, _ spec: OffsetSpec) -> [TopicPartition:
+        OffsetSpec]
+    {
         Dictionary(partitions.map { ($0, spec) }, uniquingKeysWith: { first, _ in first })
     }
 }

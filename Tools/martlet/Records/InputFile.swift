@@ -1,9 +1,9 @@
 import NIOCore
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 /// Lines of a descriptor in the chunks in which they arrive, so that typed lines go out at once and files go
@@ -85,7 +85,8 @@ enum InputFile {
                 throw CommandFailure("\(path) cannot be read: \(SystemCall.text(code))", exitCode: .file)
             }
             guard buffer.readableBytes <= limit else {
-                throw CommandFailure("\(path) is larger than \(Decimals.bytes(Int64(limit)))", exitCode: .file)
+                throw CommandFailure(
+                    "\(path) is larger than \(Decimals.bytes(Int64(limit)))", exitCode: .file)
             }
         }
     }

@@ -4,24 +4,30 @@ import MartletLogModel
 import NIOCore
 
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #endif
 
 /// Producer settings that several commands offer.
 struct ProducerOptions: ParsableArguments {
     @Option(
         name: [.long, .customLong("compression-type")],
-        help: ArgumentHelp("Codec of batches: none, gzip[:1-9], snappy, lz4, zstd[:1-22].", valueName: "codec"))
+        help: ArgumentHelp(
+            "Codec of batches: none, gzip[:1-9], snappy, lz4, zstd[:1-22].", valueName: "codec"))
     var codec = "none"
     @Option(help: ArgumentHelp("When a record counts as sent: all, 1 (leader) or 0.", valueName: "acks"))
     var acks = "all"
-    @Flag(inversion: .prefixedNo, help: "Let the broker drop duplicates that retries make (needs --acks all).")
+    @Flag(
+        inversion: .prefixedNo, help: "Let the broker drop duplicates that retries make (needs --acks all).")
     var idempotent = true
-    @Option(help: ArgumentHelp("Milliseconds a batch waits for more records.", valueName: "ms")) var linger = 5
-    @Option(help: ArgumentHelp("Size at which a batch is full.", valueName: "bytes")) var batchBytes = 256 * 1024
-    @Option(help: ArgumentHelp("Seconds until a record that is not acknowledged counts as failed.", valueName: "seconds"))
+    @Option(help: ArgumentHelp("Milliseconds a batch waits for more records.", valueName: "ms")) var linger =
+        5
+    @Option(help: ArgumentHelp("Size at which a batch is full.", valueName: "bytes")) var batchBytes =
+        256 * 1024
+    @Option(
+        help: ArgumentHelp(
+            "Seconds until a record that is not acknowledged counts as failed.", valueName: "seconds"))
     var deliveryTimeout = 120
 
     func configuration(_ client: ClientConfiguration) throws -> ProducerConfiguration {
@@ -69,21 +75,29 @@ struct ProduceCommand: AsyncParsableCommand {
         name: [.customShort("K"), .long],
         help: ArgumentHelp("A line is KEY, this separator, VALUE.", valueName: "text"))
     var keySeparator: String?
-    @Option(name: [.customShort("H"), .long], help: ArgumentHelp("A header of every record; may be repeated.", valueName: "name=value"))
+    @Option(
+        name: [.customShort("H"), .long],
+        help: ArgumentHelp("A header of every record; may be repeated.", valueName: "name=value"))
     var header: [Assignment] = []
     @Option(help: "Send the contents of this file as one record.") var file: String?
     @Flag(help: "An empty value is a null (a tombstone on compacted topics), an empty key is no key.")
     var emptyAsNull = false
-    @Option(help: ArgumentHelp("Time of every record: now, or milliseconds, or 2026-01-31T09:30:00Z.", valueName: "time"))
+    @Option(
+        help: ArgumentHelp(
+            "Time of every record: now, or milliseconds, or 2026-01-31T09:30:00Z.", valueName: "time"))
     var timestamp: String?
-    @Flag(help: "Print partition and offset of the record (with --file), and totals, on standard output as JSON.")
+    @Flag(
+        help:
+            "Print partition and offset of the record (with --file), and totals, on standard output as JSON.")
     var json = false
 
     /// Longest line accepted. Brokers refuse records above 1 MiB unless told otherwise.
     static let lineBytesLimit = 64 * 1024 * 1024
 
     func run() async throws {
-        guard let topic = topic ?? topicOption else { throw CommandFailure("no topic is named", exitCode: .usage) }
+        guard let topic = topic ?? topicOption else {
+            throw CommandFailure("no topic is named", exitCode: .usage)
+        }
         if let problem = TopicName.problem(topic) { throw CommandFailure(problem, exitCode: .usage) }
         guard keySeparator != "" else { throw CommandFailure("--key-separator is empty", exitCode: .usage) }
         var configuration = try producing.configuration(connection.configuration())
@@ -143,7 +157,8 @@ struct ProduceCommand: AsyncParsableCommand {
             var records: [ProducerRecord] = []
             records.reserveCapacity(batch.count)
             for line in batch {
-                let (key, value) = try LineRecord.split(line, separator: separator, emptyAsNull: emptyAsNull, number: count + 1)
+                let (key, value) = try LineRecord.split(
+                    line, separator: separator, emptyAsNull: emptyAsNull, number: count + 1)
                 var record = template
                 if separator != nil { record.key = key }
                 record.value = value
@@ -180,7 +195,8 @@ enum LineRecord {
         let key = ByteBuffer(view[view.startIndex..<range.lowerBound])
         let value = ByteBuffer(view[range.upperBound...])
         return (
-            emptyAsNull && key.readableBytes == 0 ? nil : key, emptyAsNull && value.readableBytes == 0 ? nil : value
+            emptyAsNull && key.readableBytes == 0 ? nil : key,
+            emptyAsNull && value.readableBytes == 0 ? nil : value
         )
     }
 }

@@ -45,7 +45,8 @@ struct TopicCreate: AsyncParsableCommand {
     @OptionGroup var listing: ListingOptions
     @Option(help: "Number of partitions (default: the broker's).") var partitions: Int?
     @Option(help: "Copies of each partition (default: the broker's).") var replicationFactor: Int?
-    @Option(help: ArgumentHelp("A setting; may be repeated.", valueName: "key=value")) var config: [Assignment] = []
+    @Option(help: ArgumentHelp("A setting; may be repeated.", valueName: "key=value")) var config:
+        [Assignment] = []
     @Flag(help: "Succeed if the topic is there already.") var ifNotExists = false
     @Flag(help: "Check everything, make nothing.") var validateOnly = false
 
@@ -76,7 +77,8 @@ struct TopicCreate: AsyncParsableCommand {
                     ]))
                 if !listing.json {
                     let count = topic.partitionCount.map { ", \($0) partition\($0 == 1 ? "" : "s")" } ?? ""
-                    try Console.print(validateOnly ? "\(name) could be created\(count)" : "created \(name)\(count)")
+                    try Console.print(
+                        validateOnly ? "\(name) could be created\(count)" : "created \(name)\(count)")
                 }
             case .failure(let error)? where ifNotExists && error.brokerCode == .topicAlreadyExists:
                 made.append(.object([("topic", .string(name)), ("created", .bool(false))]))
@@ -113,7 +115,8 @@ struct TopicList: AsyncParsableCommand {
                     topics.map {
                         .object([
                             ("topic", .string($0.name)), ("id", .optional($0.id) { .string($0.description) }),
-                            ("internal", .bool($0.isInternal)), ("partitions", .integer(Int64($0.partitionCount))),
+                            ("internal", .bool($0.isInternal)),
+                            ("partitions", .integer(Int64($0.partitionCount))),
                             ("replicationFactor", .integer(Int64($0.replicationFactor))),
                         ])
                     }))
@@ -154,7 +157,8 @@ struct TopicDelete: AsyncParsableCommand {
         for name in names {
             switch results[name] {
             case .success?: try Console.print("deleted \(name)")
-            case .failure(let error)? where ifExists && error.isUnknownTopic: try Console.print("\(name) is not there")
+            case .failure(let error)? where ifExists && error.isUnknownTopic:
+                try Console.print("\(name) is not there")
             case .failure(let error)?: failures.add(name, error)
             case nil: failures.add(name, "the broker did not answer for it")
             }
@@ -189,9 +193,11 @@ struct TopicAlter: AsyncParsableCommand {
         let names = try topics.required()
         guard partitions != nil || !config.isEmpty || !deleteConfig.isEmpty else {
             throw CommandFailure(
-                "nothing to change", remedy: "give --partitions, --config or --delete-config", exitCode: .usage)
+                "nothing to change", remedy: "give --partitions, --config or --delete-config",
+                exitCode: .usage)
         }
-        let changes = config.map { ConfigChange.set($0.key, to: $0.value) } + deleteConfig.map(ConfigChange.delete)
+        let changes =
+            config.map { ConfigChange.set($0.key, to: $0.value) } + deleteConfig.map(ConfigChange.delete)
         try await connection.withAdmin { admin in
             for name in names {
                 if let partitions {
@@ -200,7 +206,8 @@ struct TopicAlter: AsyncParsableCommand {
                 }
                 if !changes.isEmpty {
                     try await admin.alterConfig(.topic(name), changes)
-                    try Console.print("\(name): \(changes.count) setting\(changes.count == 1 ? "" : "s") changed")
+                    try Console.print(
+                        "\(name): \(changes.count) setting\(changes.count == 1 ? "" : "s") changed")
                 }
             }
         }

@@ -46,7 +46,9 @@ struct TopicDescribe: AsyncParsableCommand {
         let topic = try await admin.describeTopic(name)
         let configs = try await admin.describeConfig(.topic(name))
         var report = Report(topic: topic, configs: configs, earliest: [:], latest: [:], oldest: [:])
-        let online = topic.partitions.filter { $0.leader != nil }.map { TopicPartition(topic: name, partition: $0.index) }
+        let online = topic.partitions.filter { $0.leader != nil }.map {
+            TopicPartition(topic: name, partition: $0.index)
+        }
         for (partition, result) in try await admin.listOffsets(spec(online, .earliest)) {
             report.earliest[partition.partition] = try result.get()?.offset
         }
@@ -62,7 +64,9 @@ struct TopicDescribe: AsyncParsableCommand {
         Dictionary(uniqueKeysWithValues: partitions.map { ($0, spec) })
     }
 
-    private func shown(_ report: Report) -> [ConfigEntry] { report.configs.filter { allConfigs || !$0.isDefault } }
+    private func shown(_ report: Report) -> [ConfigEntry] {
+        report.configs.filter { allConfigs || !$0.isDefault }
+    }
 
     private func text(_ report: Report) -> String {
         let topic = report.topic
@@ -70,12 +74,14 @@ struct TopicDescribe: AsyncParsableCommand {
         if let id = topic.id { text += "  id \(id)" }
         if topic.isInternal { text += "  (internal)" }
         text += "\n\n"
-        var table = TextTable("PARTITION#", "LEADER#", "EPOCH#", "REPLICAS", "IN SYNC", "EARLIEST#", "LATEST#", "OLDEST RECORD")
+        var table = TextTable(
+            "PARTITION#", "LEADER#", "EPOCH#", "REPLICAS", "IN SYNC", "EARLIEST#", "LATEST#", "OLDEST RECORD")
         for partition in topic.partitions {
             func list(_ ids: [BrokerID]) -> String { ids.map(\.description).joined(separator: ",") }
             table.add(
                 partition.index.description, partition.leader?.description ?? "none",
-                partition.leaderEpoch?.description ?? "-", list(partition.replicas), list(partition.inSyncReplicas),
+                partition.leaderEpoch?.description ?? "-", list(partition.replicas),
+                list(partition.inSyncReplicas),
                 report.earliest[partition.index]?.description ?? "-",
                 report.latest[partition.index]?.description ?? "-",
                 report.oldest[partition.index].map { CivilTime.text(milliseconds: $0.rawValue) } ?? "-")
@@ -85,7 +91,9 @@ struct TopicDescribe: AsyncParsableCommand {
         let configs = shown(report)
         if !configs.isEmpty {
             var table = TextTable("SETTING", "VALUE", "FROM")
-            for config in configs { table.add(config.name, ConfigText.value(config), config.source.description) }
+            for config in configs {
+                table.add(config.name, ConfigText.value(config), config.source.description)
+            }
             text += "\n" + table.text
         }
         return text
@@ -96,13 +104,16 @@ struct TopicDescribe: AsyncParsableCommand {
     static func retention(_ report: Report) -> String? {
         func value(_ name: String) -> String? { report.configs.first { $0.name == name }?.value }
         let policy = value("cleanup.policy") ?? "delete"
-        guard policy.contains("delete") else { return "retention: compacted only; the latest record of each key stays" }
+        guard policy.contains("delete") else {
+            return "retention: compacted only; the latest record of each key stays"
+        }
         guard let text = value("retention.ms"), let milliseconds = Int64(text) else { return nil }
         guard milliseconds >= 0 else { return "retention: no limit of time" }
         guard let oldest = report.oldest.values.min() else { return nil }
         let (due, overflow) = oldest.rawValue.addingReportingOverflow(milliseconds)
         guard !overflow else { return "retention: no limit of time within this calendar" }
-        return "retention: the oldest record may go from \(CivilTime.text(milliseconds: due)) on, with its whole segment "
+        return
+            "retention: the oldest record may go from \(CivilTime.text(milliseconds: due)) on, with its whole segment "
             + "once that is closed"
     }
 
@@ -119,12 +130,22 @@ struct TopicDescribe: AsyncParsableCommand {
                         .object([
                             ("partition", .integer(Int64(partition.index.rawValue))),
                             ("leader", .optional(partition.leader) { .integer(Int64($0.rawValue)) }),
-                            ("leaderEpoch", .optional(partition.leaderEpoch) { .integer(Int64($0.rawValue)) }),
-                            ("replicas", ids(partition.replicas)), ("inSyncReplicas", ids(partition.inSyncReplicas)),
+                            (
+                                "leaderEpoch",
+                                .optional(partition.leaderEpoch) { .integer(Int64($0.rawValue)) }
+                            ),
+                            ("replicas", ids(partition.replicas)),
+                            ("inSyncReplicas", ids(partition.inSyncReplicas)),
                             ("offlineReplicas", ids(partition.offlineReplicas)),
-                            ("earliest", .optional(report.earliest[partition.index]) { .integer($0.rawValue) }),
+                            (
+                                "earliest",
+                                .optional(report.earliest[partition.index]) { .integer($0.rawValue) }
+                            ),
                             ("latest", .optional(report.latest[partition.index]) { .integer($0.rawValue) }),
-                            ("oldestTimestamp", .optional(report.oldest[partition.index]) { .integer($0.rawValue) }),
+                            (
+                                "oldestTimestamp",
+                                .optional(report.oldest[partition.index]) { .integer($0.rawValue) }
+                            ),
                         ])
                     })
             ),
