@@ -75,7 +75,9 @@ final class ShardHarness {
     /// Lets time pass, firing timers in order.
     func advance(_ duration: Int64) {
         let end = milliseconds + duration
-        while let (timer, instant) = timers.min(by: { ($0.value, "\($0.key)") < ($1.value, "\($1.key)") }),
+        while let (timer, instant) = timers.min(by: {
+            $0.value == $1.value ? "\($0.key)" < "\($1.key)" : $0.value < $1.value
+        }),
             instant.nanoseconds / 1_000_000 <= end
         {
             timers[timer] = nil
