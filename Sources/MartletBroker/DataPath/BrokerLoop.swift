@@ -105,6 +105,10 @@ package final class BrokerLoop: @unchecked Sendable {
         return partition
     }
 
+    /// What to answer where ``partition(_:)`` gave `nil`. A broker that stops must not pass for a deleted
+    /// topic: clients give up on the one and look for another leader, or wait, on the other.
+    package var absence: ErrorCode { isStopping ? .notLeaderOrFollower : .unknownTopicOrPartition }
+
     /// The partition if it is open or opening already.
     package func existingPartition(_ key: PartitionKey) -> Partition? { partitions[key] }
 

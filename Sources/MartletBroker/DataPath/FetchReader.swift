@@ -32,16 +32,17 @@ package enum FetchReader {
         }
         guard opening.isEmpty else {
             let counter = Countdown(opening.count) {
-                answer(readOpen(items, partitions, maxBytes: maxBytes, waiter: waiter, at: indexes))
+                answer(readOpen(items, partitions, maxBytes: maxBytes, on: loop, waiter: waiter, at: indexes))
             }
             for partition in opening { partition.whenOpen { _ in counter.countDown() } }
             return
         }
-        answer(readOpen(items, partitions, maxBytes: maxBytes, waiter: waiter, at: indexes))
+        answer(readOpen(items, partitions, maxBytes: maxBytes, on: loop, waiter: waiter, at: indexes))
     }
 
     private static func readOpen(
-        _ items: [FetchItem], _ partitions: [Partition?], maxBytes: Int, waiter: FetchRequestState?, at indexes: [Int]
+        _ items: [FetchItem], _ partitions: [Partition?], maxBytes: Int, on loop: BrokerLoop,
+        waiter: FetchRequestState?, at indexes: [Int]
     ) -> [FetchResult] {
         var results: [FetchResult] = []
         results.reserveCapacity(items.count)
@@ -49,7 +50,7 @@ package enum FetchReader {
         var isFirst = true
         for (position, item) in items.enumerated() {
             guard let partition = partitions[position] else {
-                results.append(FetchResult(error: .unknownTopicOrPartition))
+                results.append(FetchResult(error: loop.absence))
                 continue
             }
             let result = partition.fetch(item, maxBytes: left, minOneBatch: isFirst, inlineByteLimit: inlineByteLimit)

@@ -258,9 +258,7 @@ package enum ProduceHandler {
                 loop.complete(
                     ProduceCompletion(
                         request: state, index: item.index,
-                        result: loop.isStopping
-                            ? ProduceResult(error: .notLeaderOrFollower, message: "the broker is shutting down")
-                            : ProduceResult(error: .unknownTopicOrPartition, message: "the topic was deleted")))
+                        result: ProduceResult(error: loop.absence, message: "the broker stops or the topic is gone")))
                 continue
             }
             partition.whenOpen { $0.append(item, for: state) }

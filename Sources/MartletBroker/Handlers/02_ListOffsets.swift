@@ -65,7 +65,7 @@ package enum ListOffsetsHandler {
         let promise = context.loop.eventLoop.makePromise(of: Found.self)
         context.services.loops.loop(of: key).post { loop in
             guard let partition = loop.partition(key) else {
-                promise.succeed(Found(error: .unknownTopicOrPartition))
+                promise.succeed(Found(error: loop.absence))
                 return
             }
             partition.whenOpen { partition in

@@ -62,7 +62,7 @@ package enum DeleteRecordsHandler {
         let promise = context.loop.eventLoop.makePromise(of: Outcome.self)
         context.services.loops.loop(of: key).post { loop in
             guard let partition = loop.partition(key) else {
-                promise.succeed(Outcome(error: .unknownTopicOrPartition))
+                promise.succeed(Outcome(error: loop.absence))
                 return
             }
             partition.whenOpen { partition in

@@ -26,7 +26,7 @@ package enum OffsetForLeaderEpochHandler {
                 let promise = context.loop.eventLoop.makePromise(of: Found.self)
                 context.services.loops.loop(of: key).post { loop in
                     guard let partition = loop.partition(key) else {
-                        promise.succeed(Found(error: .unknownTopicOrPartition))
+                        promise.succeed(Found(error: loop.absence))
                         return
                     }
                     partition.whenOpen { promise.succeed(find(wanted, in: $0)) }
