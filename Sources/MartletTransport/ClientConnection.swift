@@ -77,7 +77,8 @@ package final class ClientConnection: ChannelInboundHandler {
             .channelOption(.maxMessagesPerRead, value: readsPerTurn)
             .channelOption(
                 .recvAllocator,
-                value: AdaptiveRecvByteBufferAllocator(minimum: 4096, initial: 65_536, maximum: 1024 * 1024))
+                value: AdaptiveRecvByteBufferAllocator(minimum: 4096, initial: 65_536, maximum: 1024 * 1024)
+            )
             .channelInitializer { channel in
                 channel.eventLoop.makeCompletedFuture {
                     let connection = ClientConnection(loop: channel.eventLoop, settings: settings)
@@ -121,12 +122,14 @@ package final class ClientConnection: ChannelInboundHandler {
     package func send<Request: KafkaRequest>(
         _ type: Request.Type, limit: Int16 = .max, timeout: TimeAmount,
         make: (Int16) -> Request,
-        completion: @escaping (Result<(response: Request.Response, version: Int16), ClientConnectionError>) -> Void
+        completion:
+            @escaping (Result<(response: Request.Response, version: Int16), ClientConnectionError>) -> Void
     ) {
         guard let version = version(of: type, limit: limit) else {
             completion(
                 .failure(
-                    .unsupportedAPI(Request.apiKey, served: versions[Request.apiKey], spoken: Request.versions)))
+                    .unsupportedAPI(
+                        Request.apiKey, served: versions[Request.apiKey], spoken: Request.versions)))
             return
         }
         send(make(version), version: version, timeout: timeout) { result in

@@ -19,7 +19,9 @@ import Testing
         let accumulator = try knownTopic(partitionCount: 1)
         var wakes = 0
         for _ in 0..<100 {
-            if case .taken(let wake) = try accumulator.offer(record(), now: 0, sink: nil, slot: 0), wake { wakes += 1 }
+            if case .taken(let wake) = try accumulator.offer(record(), now: 0, sink: nil, slot: 0), wake {
+                wakes += 1
+            }
         }
         #expect(wakes == 1)
     }
@@ -27,7 +29,8 @@ import Testing
     @Test func `a full batch is handed over and a new one begun`() throws {
         let accumulator = try knownTopic(partitionCount: 1) { $0.batchBytes = 2000 }
         for _ in 0..<30 {
-            _ = try accumulator.offer(record(value: String(repeating: "x", count: 100)), now: 0, sink: nil, slot: 0)
+            _ = try accumulator.offer(
+                record(value: String(repeating: "x", count: 100)), now: 0, sink: nil, slot: 0)
         }
         let queue = try #require(accumulator.takeListed().first)
         var sizes: [Int] = []
@@ -62,7 +65,8 @@ import Testing
     @Test func `a record above the request limit is refused with the limit's name`() throws {
         let accumulator = try knownTopic(partitionCount: 1) { $0.requestByteLimit = 1024 }
         #expect {
-            try accumulator.offer(record(value: String(repeating: "x", count: 1024)), now: 0, sink: nil, slot: 0)
+            try accumulator.offer(
+                record(value: String(repeating: "x", count: 1024)), now: 0, sink: nil, slot: 0)
         } throws: { error in
             let error = error as? ClientError
             return error?.code == .recordTooLarge && error?.message.contains("requestByteLimit") == true

@@ -9,7 +9,8 @@ import Testing
         _ id: String, _ topics: Set<String> = ["t"], owned: [TopicPartition] = [], generation: Int32 = -1,
         instance: String? = nil
     ) -> Assignor.Member {
-        Assignor.Member(id: id, groupInstanceID: instance, topics: topics, owned: owned, generation: generation)
+        Assignor.Member(
+            id: id, groupInstanceID: instance, topics: topics, owned: owned, generation: generation)
     }
 
     private func partitions(_ topic: String, _ indexes: [Int32]) -> [TopicPartition] {
@@ -40,7 +41,8 @@ import Testing
 
     @Test func `round robin deals out over topics and skips who does not want one`() {
         let result = Assignor.assign(
-            .roundRobin, members: [member("a", ["t", "u"]), member("b", ["u"])], partitionCounts: ["t": 2, "u": 2])
+            .roundRobin, members: [member("a", ["t", "u"]), member("b", ["u"])],
+            partitionCounts: ["t": 2, "u": 2])
         #expect(result["a"] == partitions("t", [0, 1]) + partitions("u", [1]))
         #expect(result["b"] == partitions("u", [0]))
     }
@@ -103,12 +105,14 @@ import Testing
             var members = (0..<Int.random(in: 1...6, using: &generator)).map { index in
                 member(
                     "m\(index)",
-                    isUniform ? Set(counts.keys) : Set(counts.keys.filter { _ in Bool.random(using: &generator) }))
+                    isUniform
+                        ? Set(counts.keys) : Set(counts.keys.filter { _ in Bool.random(using: &generator) }))
             }
             // Rounds until nothing moves: the cooperative strategy needs two.
             var result: [String: [TopicPartition]] = [:]
             for generation in 0..<3 {
-                result = Assignor.assign(strategy, members: members.shuffled(using: &generator), partitionCounts: counts)
+                result = Assignor.assign(
+                    strategy, members: members.shuffled(using: &generator), partitionCounts: counts)
                 for index in members.indices {
                     members[index].owned = result[members[index].id] ?? []
                     members[index].generation = Int32(generation)
@@ -119,7 +123,9 @@ import Testing
             #expect(all.count == wanted.values.reduce(0, +), "round \(round)")
             #expect(Set(all).count == all.count, "round \(round)")
             for member in members {
-                #expect((result[member.id] ?? []).allSatisfy { member.topics.contains($0.topic) }, "round \(round)")
+                #expect(
+                    (result[member.id] ?? []).allSatisfy { member.topics.contains($0.topic) },
+                    "round \(round)")
             }
             if isUniform, strategy != .range {
                 let sizes = members.map { result[$0.id]?.count ?? 0 }
@@ -133,7 +139,8 @@ import Testing
             topics: ["a", "b"], owned: partitions("a", [0, 5]), generation: 7, rack: "r")
         #expect(ConsumerProtocol.subscription(try ConsumerProtocol.encode(subscription)) == subscription)
         let assignment = partitions("a", [1, 2]) + partitions("b", [0])
-        #expect(ConsumerProtocol.assignment(try ConsumerProtocol.encode(assignment: assignment)) == assignment)
+        #expect(
+            ConsumerProtocol.assignment(try ConsumerProtocol.encode(assignment: assignment)) == assignment)
         #expect(ConsumerProtocol.assignment(ByteBuffer()) == [])
         #expect(ConsumerProtocol.assignment(ByteBuffer(bytes: [0])) == nil)
     }

@@ -18,7 +18,8 @@ import Testing
         settings.reserveBytes = 0
         try settings.set("auto.create.topics.enable", "true", origin: "test")
         try settings.set("group.initial.rebalance.delay.ms", "0", origin: "test")
-        let broker = try await Broker.start(settings, logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }))
+        let broker = try await Broker.start(
+            settings, logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }))
         let outcome: Result<Void, any Error>
         do {
             try await body("\(broker.address)")
@@ -30,7 +31,9 @@ import Testing
         try outcome.get()
     }
 
-    private func admin(_ bootstrap: String) throws -> Admin { try Admin(ClientConfiguration(bootstrap: bootstrap)) }
+    private func admin(_ bootstrap: String) throws -> Admin {
+        try Admin(ClientConfiguration(bootstrap: bootstrap))
+    }
 
     private func producer(
         _ bootstrap: String, _ change: (inout ProducerConfiguration) -> Void = { _ in }
@@ -84,7 +87,8 @@ import Testing
             }
             let consumer = try consumer(bootstrap)
             try await consumer.assign(
-                Dictionary(uniqueKeysWithValues: (0..<3).map { (TopicPartition("t", $0), OffsetSpec.earliest) }))
+                Dictionary(
+                    uniqueKeysWithValues: (0..<3).map { (TopicPartition("t", $0), OffsetSpec.earliest) }))
             var found: [String: [String]] = [:]
             for record in try await read(5000, consumer) {
                 let value = record.valueString ?? ""
@@ -117,14 +121,17 @@ import Testing
             await #expect { try await admin.createPartitions(topic: "a", total: 3) } throws: {
                 ($0 as? ClientError)?.brokerCode == .invalidPartitions
             }
-            try await admin.alterConfig(.topic("a"), [.set("retention.ms", to: "5000"), .set("max.message.bytes", to: "2000000")])
+            try await admin.alterConfig(
+                .topic("a"), [.set("retention.ms", to: "5000"), .set("max.message.bytes", to: "2000000")])
             var entries = try await admin.describeConfig(.topic("a"))
             let retention = try #require(entries.first { $0.name == "retention.ms" })
             #expect(retention.value == "5000" && retention.source == .topic && !retention.isDefault)
             try await admin.alterConfig(.topic("a"), [.delete("retention.ms")])
             entries = try await admin.describeConfig(.topic("a"))
             #expect(entries.first { $0.name == "retention.ms" }?.isDefault == true)
-            await #expect { try await admin.alterConfig(.topic("a"), [.set("retention.ms", to: "soon")]) } throws: {
+            await #expect {
+                try await admin.alterConfig(.topic("a"), [.set("retention.ms", to: "soon")])
+            } throws: {
                 ($0 as? ClientError)?.brokerCode == .invalidConfig
             }
             await #expect { try await admin.describeTopic("absent") } throws: {
@@ -149,7 +156,9 @@ import Testing
             let producer = try producer(bootstrap)
             try await producer.send(ProducerRecord(topic: "a", value: "x"))
             let directories = try await admin.describeLogDirectories()
-            let replica = directories.flatMap(\.replicas).first { $0.topicPartition == TopicPartition("a", 0) }
+            let replica = directories.flatMap(\.replicas).first {
+                $0.topicPartition == TopicPartition("a", 0)
+            }
             #expect((replica?.byteCount ?? 0) > 0)
             try await producer.close()
             await admin.close()
@@ -164,7 +173,9 @@ import Testing
             let producer = try producer(bootstrap)
             for number in 0..<10 {
                 try await producer.send(
-                    ProducerRecord(topic: "t", value: "\(number)", timestamp: Timestamp(milliseconds: 1_700_000_000_000 + Int64(number) * 1000)))
+                    ProducerRecord(
+                        topic: "t", value: "\(number)",
+                        timestamp: Timestamp(milliseconds: 1_700_000_000_000 + Int64(number) * 1000)))
             }
             func list(_ spec: OffsetSpec) async throws -> Offset? {
                 try await admin.listOffsets([partition: spec])[partition]?.get()?.offset
@@ -214,7 +225,11 @@ import Testing
                 if case .revoked(let partitions) = event { partitions } else { [TopicPartition]() }
             }
             // Eager members give up all, cooperative ones only what moves.
-            if strategy == .cooperativeSticky { #expect(revoked.count == 2) } else { #expect(revoked.count >= 4) }
+            if strategy == .cooperativeSticky {
+                #expect(revoked.count == 2)
+            } else {
+                #expect(revoked.count >= 4)
+            }
             try await first.close()
             await admin.close()
         }
@@ -238,7 +253,10 @@ import Testing
             let second = try consumer(bootstrap, group: "g")
             try await second.subscribe(to: ["t"])
             #expect(try await read(6, second).first?.offset == Offset(4))
-            await #expect { try await admin.alterGroupOffsets("g", [partition: CommittedOffset(Offset(1))])[partition]?.get() } throws: { _ in true }
+            await #expect {
+                try await admin.alterGroupOffsets("g", [partition: CommittedOffset(Offset(1))])[partition]?
+                    .get()
+            } throws: { _ in true }
             try await second.close()
             #expect(try await admin.groupOffsets("g")[partition]?.offset == Offset(10))
             let plan = try await admin.planGroupReset("g", to: .earliest)
@@ -288,7 +306,9 @@ import Testing
         try await run { bootstrap in
             let admin = try admin(bootstrap)
             try await admin.createTopic(TopicSpecification(name: "t", partitionCount: 1))
-            let consumer = try consumer(bootstrap, group: "g") { $0.client.metadataMaximumAge = .milliseconds(100) }
+            let consumer = try consumer(bootstrap, group: "g") {
+                $0.client.metadataMaximumAge = .milliseconds(100)
+            }
             try await consumer.subscribe(to: ["t"])
             while consumer.assignment.count != 1 { _ = try await consumer.poll(timeout: .milliseconds(20)) }
             try await admin.createPartitions(topic: "t", total: 3)

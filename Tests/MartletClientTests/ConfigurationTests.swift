@@ -9,10 +9,13 @@ import Testing
         #expect(try BrokerAddress("localhost") == BrokerAddress(host: "localhost", port: 9092))
         #expect(try BrokerAddress("[::1]:19092") == BrokerAddress(host: "::1", port: 19092))
         #expect(try BrokerAddress("[::1]").description == "[::1]:9092")
-        #expect(try BrokerAddress.list(" a:1 , b:2,") == [.init(host: "a", port: 1), .init(host: "b", port: 2)])
+        #expect(
+            try BrokerAddress.list(" a:1 , b:2,") == [.init(host: "a", port: 1), .init(host: "b", port: 2)])
     }
 
-    @Test(arguments: ["", ":1", "a:", "a:0", "a:65536", "a:b", "::1", "[::1", "[::1]x", "a b:1", "http://a:1", " , "])
+    @Test(arguments: [
+        "", ":1", "a:", "a:0", "a:65536", "a:b", "::1", "[::1", "[::1]x", "a b:1", "http://a:1", " , ",
+    ])
     func `a wrong address names itself and the form expected`(text: String) {
         #expect { try BrokerAddress.list(text) } throws: { error in
             guard let error = error as? ClientError else { return false }
@@ -51,7 +54,8 @@ import Testing
                 return error.message
             }
         }
-        #expect(try message { $0.assignmentStrategies = [.cooperativeSticky, .range] }.contains("cooperative"))
+        #expect(
+            try message { $0.assignmentStrategies = [.cooperativeSticky, .range] }.contains("cooperative"))
         #expect(try message { $0.heartbeatInterval = .seconds(60) }.contains("sessionTimeout"))
         #expect(try message { $0.groupID = "" }.contains("groupID"))
         #expect(try message { $0.fetchMaximumBytes = 1 << 40 }.contains("responseByteLimit"))

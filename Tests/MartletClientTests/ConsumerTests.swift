@@ -29,7 +29,8 @@ import Testing
     private func marker(producer: Int64, isCommit: Bool) throws -> ByteBuffer {
         var builder = RecordBatchBuilder()
         try builder.append(
-            key: ByteBuffer(bytes: [0, 0, 0, isCommit ? 1 : 0]), value: ByteBuffer(bytes: [0, 0, 0, 0, 0, 0]),
+            key: ByteBuffer(bytes: [0, 0, 0, isCommit ? 1 : 0]),
+            value: ByteBuffer(bytes: [0, 0, 0, 0, 0, 0]),
             timestamp: 1000)
         return try builder.build(
             .init(producerID: producer, producerEpoch: 0, isTransactional: true, isControl: true))
@@ -100,7 +101,9 @@ import Testing
         try await run { broker, consumer in
             try broker.append(batch(["old"]), to: partition)
             try await consumer.assign([partition: .latest])
-            while consumer.position(of: partition) == nil { _ = try await consumer.poll(timeout: .milliseconds(5)) }
+            while consumer.position(of: partition) == nil {
+                _ = try await consumer.poll(timeout: .milliseconds(5))
+            }
             try broker.append(batch(["new"]), to: partition)
             #expect(try await read(1, consumer).map(\.valueString) == ["new"])
         }
@@ -124,7 +127,8 @@ import Testing
         try await run { broker, consumer in
             try broker.append(batch(["a", "b", "c"]), to: partition)
             try await consumer.assign([partition: .earliest])
-            #expect(try await consumer.poll(timeout: .seconds(10), limit: 2).map(\.valueString) == ["a", "b"])
+            #expect(
+                try await consumer.poll(timeout: .seconds(10), limit: 2).map(\.valueString) == ["a", "b"])
             #expect(consumer.position(of: partition) == Offset(2))
             #expect(try await consumer.poll(timeout: .seconds(10), limit: 2).map(\.valueString) == ["c"])
             #expect(try await consumer.poll(timeout: .milliseconds(20)).isEmpty)
@@ -214,7 +218,8 @@ import Testing
         try await run { broker, consumer in
             broker.next(
                 .fetch, .fetchError(.notLeaderOrFollower), .close, .fetchError(.fencedLeaderEpoch),
-                .fetchError(.unknownLeaderEpoch), .fetchError(.unknownTopicID), .fetchError(.kafkaStorageError))
+                .fetchError(.unknownLeaderEpoch), .fetchError(.unknownTopicID),
+                .fetchError(.kafkaStorageError))
             broker.next(.listOffsets, .close)
             try broker.append(batch(["a"]), to: partition)
             try await consumer.assign([partition: .earliest])

@@ -116,14 +116,20 @@ final class FakeBroker: Sendable {
     /// Reaction to all requests of an API that have no reaction of their own.
     func always(_ key: APIKey, _ reaction: Reaction) { state.withLock { $0.always[key] = reaction } }
 
-    func serve(_ key: APIKey, _ versions: ClosedRange<Int16>?) { state.withLock { $0.versions[key] = versions } }
+    func serve(_ key: APIKey, _ versions: ClosedRange<Int16>?) {
+        state.withLock { $0.versions[key] = versions }
+    }
 
     func setTopicIDs(_ hasIDs: Bool) { state.withLock { $0.hasIDs = hasIDs } }
 
-    func setLogStart(_ offset: Int64, of partition: TopicPartition) { state.withLock { $0.starts[partition] = offset } }
+    func setLogStart(_ offset: Int64, of partition: TopicPartition) {
+        state.withLock { $0.starts[partition] = offset }
+    }
 
     /// A topic of one partition that begins to exist after it was asked for so many times.
-    func addTopic(_ name: String, afterQuestions count: Int) { state.withLock { $0.lateTopics[name] = count } }
+    func addTopic(_ name: String, afterQuestions count: Int) {
+        state.withLock { $0.lateTopics[name] = count }
+    }
 
     /// The broker forgets all producers, as after their expiry.
     func forgetProducers() { state.withLock { $0.producers.removeAll() } }
@@ -150,7 +156,9 @@ final class FakeBroker: Sendable {
         try state.withLock { $0.logs[partition] ?? [] }.flatMap { batch in
             var records = try RecordIterator(batch.bytes)
             var values: [String] = []
-            while let record = try records.next() { values.append(record.value.map { String(buffer: $0) } ?? "") }
+            while let record = try records.next() {
+                values.append(record.value.map { String(buffer: $0) } ?? "")
+            }
             return values
         }
     }
@@ -206,7 +214,9 @@ final class FakeBroker: Sendable {
             var response = ApiVersionsResponse()
             response.apiKeys = versions.sorted { $0.key.rawValue < $1.key.rawValue }.map { key, range in
                 var entry = ApiVersionsResponse.ApiVersion()
-                (entry.apiKey, entry.minVersion, entry.maxVersion) = (key.rawValue, range.lowerBound, range.upperBound)
+                (entry.apiKey, entry.minVersion, entry.maxVersion) = (
+                    key.rawValue, range.lowerBound, range.upperBound
+                )
                 return entry
             }
             guard versions[.apiVersions]?.contains(version) == true else {
@@ -235,7 +245,11 @@ final class FakeBroker: Sendable {
         case .listOffsets:
             return (try frame(listOffsets(try ListOffsetsRequest(reading: &reader, version: version))), false)
         case .findCoordinator:
-            return (try frame(coordinator(try FindCoordinatorRequest(reading: &reader, version: version), version)), false)
+            return (
+                try frame(
+                    coordinator(try FindCoordinatorRequest(reading: &reader, version: version), version)),
+                false
+            )
         case .joinGroup:
             return (try frame(join(try JoinGroupRequest(reading: &reader, version: version), version)), false)
         case .syncGroup:
@@ -248,9 +262,14 @@ final class FakeBroker: Sendable {
         case .leaveGroup:
             return (try frame(LeaveGroupResponse()), false)
         case .offsetFetch:
-            return (try frame(offsetFetch(try OffsetFetchRequest(reading: &reader, version: version), version)), false)
+            return (
+                try frame(offsetFetch(try OffsetFetchRequest(reading: &reader, version: version), version)),
+                false
+            )
         case .offsetCommit:
-            return (try frame(offsetCommit(try OffsetCommitRequest(reading: &reader, version: version))), false)
+            return (
+                try frame(offsetCommit(try OffsetCommitRequest(reading: &reader, version: version))), false
+            )
         case _:
             return (nil, false)
         }
@@ -340,7 +359,9 @@ final class FakeBroker: Sendable {
         let port = Int32(state.withLock { $0.port })
         if version >= 4 {
             var entry = FindCoordinatorResponse.Coordinator()
-            (entry.key, entry.nodeID, entry.host, entry.port) = (request.coordinatorKeys.first ?? "", 1, "127.0.0.1", port)
+            (entry.key, entry.nodeID, entry.host, entry.port) = (
+                request.coordinatorKeys.first ?? "", 1, "127.0.0.1", port
+            )
             response.coordinators = [entry]
         } else {
             (response.nodeID, response.host, response.port) = (1, "127.0.0.1", port)
@@ -389,7 +410,8 @@ final class FakeBroker: Sendable {
     }
 
     private static func store(
-        _ batch: ByteBuffer, _ header: RecordBatchHeader, _ partition: TopicPartition, _ base: Int64, _ state: inout State
+        _ batch: ByteBuffer, _ header: RecordBatchHeader, _ partition: TopicPartition, _ base: Int64,
+        _ state: inout State
     ) {
         var stored = header
         stored.baseOffset = base
@@ -397,7 +419,9 @@ final class FakeBroker: Sendable {
         state.ends[partition] = base + Int64(header.lastOffsetDelta) + 1
     }
 
-    private func produce(_ request: ProduceRequest, version: Int16, error: ErrorCode) throws -> ProduceResponse {
+    private func produce(_ request: ProduceRequest, version: Int16, error: ErrorCode) throws
+        -> ProduceResponse
+    {
         var response = ProduceResponse()
         for topic in request.topicData {
             let name = version >= 13 ? name(of: topic.topicID) : topic.name
@@ -432,7 +456,8 @@ final class FakeBroker: Sendable {
     ) -> (ErrorCode, Int64) {
         state.withLock { state in
             if header.hasProducerID {
-                var producer = state.producers[partition]?[header.producerID]
+                var producer =
+                    state.producers[partition]?[header.producerID]
                     ?? ProducerState(epoch: header.producerEpoch, nextSequence: header.baseSequence)
                 if state.producers[partition]?[header.producerID] == nil, header.baseSequence != 0 {
                     return (.unknownProducerID, -1)
@@ -445,8 +470,11 @@ final class FakeBroker: Sendable {
                 if let known = producer.recent.first(where: { $0.sequence == header.baseSequence }) {
                     return (.none, known.offset)
                 }
-                guard header.baseSequence == producer.nextSequence else { return (.outOfOrderSequenceNumber, -1) }
-                producer.nextSequence = RecordBatchHeader.sequence(header.baseSequence, plus: header.recordCount)
+                guard header.baseSequence == producer.nextSequence else {
+                    return (.outOfOrderSequenceNumber, -1)
+                }
+                producer.nextSequence = RecordBatchHeader.sequence(
+                    header.baseSequence, plus: header.recordCount)
                 producer.recent.append((header.baseSequence, state.ends[partition] ?? 0))
                 if producer.recent.count > 5 { producer.recent.removeFirst() }
                 state.producers[partition, default: [:]][header.producerID] = producer
@@ -485,8 +513,12 @@ final class FakeBroker: Sendable {
                         data.errorCode = ErrorCode.offsetOutOfRange.rawValue
                     } else {
                         var bytes = ByteBuffer()
-                        for batch in state.logs[partition] ?? [] where batch.header.lastOffset >= wanted.fetchOffset {
-                            if bytes.readableBytes > 0, bytes.readableBytes + batch.bytes.readableBytes > min(room, Int(wanted.partitionMaxBytes)) {
+                        for batch in state.logs[partition] ?? []
+                        where batch.header.lastOffset >= wanted.fetchOffset {
+                            if bytes.readableBytes > 0,
+                                bytes.readableBytes + batch.bytes.readableBytes
+                                    > min(room, Int(wanted.partitionMaxBytes))
+                            {
                                 break
                             }
                             bytes.writeImmutableBuffer(batch.bytes)

@@ -82,7 +82,8 @@ import Testing
     }
 
     @Test func `a final refusal is reported with its cause`() async throws {
-        try await run(prepare: { $0.always(.joinGroup, joinError(.groupAuthorizationFailed)) }) { broker, consumer in
+        try await run(prepare: { $0.always(.joinGroup, joinError(.groupAuthorizationFailed)) }) {
+            broker, consumer in
             await #expect { try await consumer.poll(timeout: .seconds(20)) } throws: { error in
                 let error = error as? ClientError
                 return error?.code == .notAuthorized && error?.message.contains("'g'") == true
@@ -92,7 +93,8 @@ import Testing
 
     @Test func `a rebalance revokes, commits, calls back and assigns anew`() async throws {
         let events = Mutex<[RebalanceEvent]>([])
-        try await run({ $0.onRebalance = { event in events.withLock { $0.append(event) } } }) { broker, consumer in
+        try await run({ $0.onRebalance = { event in events.withLock { $0.append(event) } } }) {
+            broker, consumer in
             try await join(consumer)
             var builder = RecordBatchBuilder()
             try builder.append(key: nil, value: ByteBuffer(string: "a"), timestamp: 0)
@@ -123,9 +125,12 @@ import Testing
     }
 
     @Test(arguments: [ErrorCode.unknownMemberID, .illegalGeneration])
-    func `an expelled member loses its partitions without a commit and joins again`(code: ErrorCode) async throws {
+    func `an expelled member loses its partitions without a commit and joins again`(code: ErrorCode)
+        async throws
+    {
         let events = Mutex<[RebalanceEvent]>([])
-        try await run({ $0.onRebalance = { event in events.withLock { $0.append(event) } } }) { broker, consumer in
+        try await run({ $0.onRebalance = { event in events.withLock { $0.append(event) } } }) {
+            broker, consumer in
             try await join(consumer)
             broker.next(.heartbeat, heartbeatError(code))
             while broker.joinedMembers.count < 2 { _ = try await consumer.poll(timeout: .milliseconds(20)) }
@@ -188,7 +193,8 @@ import Testing
     }
 
     @Test(arguments: [(0, 0, 1, 2), (5, 3, 5, 7), (9, 5, 9, 9)] as [(Int16, Int16, Int16, Int16)])
-    func `older group versions are spoken`(join: Int16, sync: Int16, fetch: Int16, commit: Int16) async throws {
+    func `older group versions are spoken`(join: Int16, sync: Int16, fetch: Int16, commit: Int16) async throws
+    {
         try await run(prepare: { broker in
             broker.serve(.joinGroup, 0...join)
             broker.serve(.syncGroup, 0...sync)
@@ -199,7 +205,9 @@ import Testing
             try await self.join(consumer)
             try await consumer.commit([TopicPartition("t", 0): CommittedOffset(Offset(1))])
             #expect(broker.committed[TopicPartition("t", 0)] == 1)
-            #expect(try await consumer.committed([TopicPartition("t", 0)])[TopicPartition("t", 0)]??.offset == Offset(1))
+            #expect(
+                try await consumer.committed([TopicPartition("t", 0)])[TopicPartition("t", 0)]??.offset
+                    == Offset(1))
         }
     }
 }

@@ -39,7 +39,8 @@ import Testing
         for _ in 0..<100 { _ = try accumulator.offer(record(), now: 0, sink: nil, slot: 0) }
         for queue in accumulator.takeListed() {
             partitions.insert(Int(queue.topicPartition.partition.rawValue))
-            guard case .batch(let batch) = accumulator.take(from: queue, now: .distantFuture, isIdle: true) else {
+            guard case .batch(let batch) = accumulator.take(from: queue, now: .distantFuture, isIdle: true)
+            else {
                 Issue.record("nothing to take")
                 continue
             }
@@ -66,7 +67,8 @@ import Testing
         let accumulator = try knownTopic(partitionCount: 4) { $0.partitioner = .roundRobin }
         for _ in 0..<40 { _ = try accumulator.offer(record(key: "same"), now: 0, sink: nil, slot: 0) }
         let counts = accumulator.takeListed().map { queue -> Int in
-            guard case .batch(let batch) = accumulator.take(from: queue, now: .distantFuture, isIdle: true) else {
+            guard case .batch(let batch) = accumulator.take(from: queue, now: .distantFuture, isIdle: true)
+            else {
                 return 0
             }
             return Int(batch.builder.recordCount)

@@ -160,7 +160,8 @@ import Testing
             broker.always(.produce, .produceError(.notEnoughReplicas))
             await #expect { try await producer.send(record()) } throws: { error in
                 let error = error as? ClientError
-                return error?.code == .deliveryTimedOut && error?.message.contains("NOT_ENOUGH_REPLICAS") == true
+                return error?.code == .deliveryTimedOut
+                    && error?.message.contains("NOT_ENOUGH_REPLICAS") == true
             }
             broker.always(.produce, .usual)
             _ = try await producer.send(record(value: "after"))
@@ -171,7 +172,8 @@ import Testing
 
     @Test func `an unknown topic is named with the brokers asked and a remedy`() async throws {
         try await run { broker, producer in
-            await #expect { try await producer.send(ProducerRecord(topic: "absent", value: "x")) } throws: { error in
+            await #expect { try await producer.send(ProducerRecord(topic: "absent", value: "x")) } throws: {
+                error in
                 let error = error as? ClientError
                 return error?.code == .unknownTopic && error?.message.contains("'absent'") == true
                     && error?.message.contains(broker.bootstrap) == true
@@ -280,7 +282,9 @@ import Testing
     @Test func `a closed producer says so`() async throws {
         try await run { broker, producer in
             try await producer.close()
-            await #expect { try await producer.send(record()) } throws: { ($0 as? ClientError)?.code == .closed }
+            await #expect { try await producer.send(record()) } throws: {
+                ($0 as? ClientError)?.code == .closed
+            }
             try await producer.close()
         }
     }

@@ -42,7 +42,9 @@ extension Admin {
                     versions: api.minVersion...api.maxVersion))
         }
         versions.apis.sort { $0.key < $1.key }
-        for feature in response.finalizedFeatures { versions.finalizedFeatures[feature.name] = feature.maxVersionLevel }
+        for feature in response.finalizedFeatures {
+            versions.finalizedFeatures[feature.name] = feature.maxVersionLevel
+        }
         for feature in response.supportedFeatures where feature.minVersion <= feature.maxVersion {
             versions.supportedFeatures[feature.name] = feature.minVersion...feature.maxVersion
         }
@@ -53,7 +55,9 @@ extension Admin {
     public func describeLogDirectories(brokers: [BrokerID]? = nil) async throws -> [LogDirectoryDescription] {
         let ids: [BrokerID]
         if let brokers {
-            _ = try await engine.retrying("describing log directories") { try await engine.fetchMetadata(topics: []) }
+            _ = try await engine.retrying("describing log directories") {
+                try await engine.fetchMetadata(topics: [])
+            }
             ids = brokers
         } else {
             ids = try await describeCluster().brokers.map(\.id)

@@ -58,7 +58,9 @@ extension Admin {
                 }.response
             }
             for item in response.results {
-                guard let resource = ConfigResource(type: item.resourceType, name: item.resourceName) else { continue }
+                guard let resource = ConfigResource(type: item.resourceType, name: item.resourceName) else {
+                    continue
+                }
                 if let error = problem(item.errorCode, "settings of \(resource)", item.errorMessage) {
                     results[resource] = .failure(error)
                 } else {
@@ -72,7 +74,8 @@ extension Admin {
 
     private static func entry(_ item: DescribeConfigsResponse.DescribeConfigsResourceResult) -> ConfigEntry {
         ConfigEntry(
-            name: item.name, value: item.value, source: ConfigEntry.Source(rawValue: max(0, item.configSource)),
+            name: item.name, value: item.value,
+            source: ConfigEntry.Source(rawValue: max(0, item.configSource)),
             isReadOnly: item.readOnly, isSensitive: item.isSensitive, documentation: item.documentation)
     }
 
@@ -104,7 +107,9 @@ extension Admin {
                 return answer
             }
             for item in response.responses {
-                guard let resource = ConfigResource(type: item.resourceType, name: item.resourceName) else { continue }
+                guard let resource = ConfigResource(type: item.resourceType, name: item.resourceName) else {
+                    continue
+                }
                 let error = problem(item.errorCode, "settings of \(resource)", item.errorMessage)
                 results[resource] = error.map { .failure($0) } ?? .success(())
             }
@@ -115,10 +120,12 @@ extension Admin {
     private static func change(_ change: ConfigChange) -> IncrementalAlterConfigsRequest.AlterableConfig {
         var entry = IncrementalAlterConfigsRequest.AlterableConfig()
         switch change {
-        case .set(let name, to: let value): (entry.name, entry.configOperation, entry.value) = (name, 0, value)
+        case .set(let name, to: let value):
+            (entry.name, entry.configOperation, entry.value) = (name, 0, value)
         case .delete(let name): (entry.name, entry.configOperation, entry.value) = (name, 1, nil)
         case .append(let name, let value): (entry.name, entry.configOperation, entry.value) = (name, 2, value)
-        case .subtract(let name, let value): (entry.name, entry.configOperation, entry.value) = (name, 3, value)
+        case .subtract(let name, let value):
+            (entry.name, entry.configOperation, entry.value) = (name, 3, value)
         }
         return entry
     }

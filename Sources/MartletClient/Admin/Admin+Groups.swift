@@ -7,7 +7,8 @@ extension Admin {
         var listings: [GroupListing] = []
         for broker in try await describeCluster().brokers {
             let response = try await engine.retrying("listing groups of broker \(broker.id)") {
-                let response = try await engine.send(ListGroupsRequest.self, to: .broker(broker.id)) { version in
+                let response = try await engine.send(ListGroupsRequest.self, to: .broker(broker.id)) {
+                    version in
                     var request = ListGroupsRequest()
                     if version >= 4 { request.statesFilter = states }
                     return request
@@ -27,7 +28,9 @@ extension Admin {
     }
 
     /// Groups with their members.
-    public func describeGroups(_ groups: [String]) async throws -> [String: Result<GroupDescription, ClientError>] {
+    public func describeGroups(_ groups: [String]) async throws -> [String: Result<
+        GroupDescription, ClientError
+    >] {
         var results: [String: Result<GroupDescription, ClientError>] = [:]
         for group in groups {
             results[group] = await outcome { try await describeOne(group) }
@@ -36,7 +39,9 @@ extension Admin {
     }
 
     /// Turns a thrown `ClientError` into a result of one item; cancellation becomes one as well.
-    private func outcome<Value: Sendable>(_ body: () async throws -> Value) async -> Result<Value, ClientError> {
+    private func outcome<Value: Sendable>(_ body: () async throws -> Value) async -> Result<
+        Value, ClientError
+    > {
         do {
             return .success(try await body())
         } catch let error as ClientError {
@@ -83,7 +88,8 @@ extension Admin {
         for group in groups {
             results[group] = await outcome {
                 try await onCoordinator(of: group, "deletion") { coordinator in
-                    let response = try await engine.send(DeleteGroupsRequest.self, to: .broker(coordinator)) { _ in
+                    let response = try await engine.send(DeleteGroupsRequest.self, to: .broker(coordinator)) {
+                        _ in
                         var request = DeleteGroupsRequest()
                         request.groupsNames = [group]
                         return request
@@ -122,9 +128,13 @@ extension Admin {
         let engine = engine
         return try await onCoordinator(of: group, "offsets") { coordinator in
             let codes: [TopicPartition: ErrorCode] = try await engine.loop.reply { reply in
-                engine.commit(group: group, offsets: offsets, as: .init(), to: coordinator) { reply.resolve(with: $0) }
+                engine.commit(group: group, offsets: offsets, as: .init(), to: coordinator) {
+                    reply.resolve(with: $0)
+                }
             }
-            if let code = codes.values.first(where: { $0 != .none && $0.isRetriable && $0 != .unknownTopicOrPartition }) {
+            if let code = codes.values.first(where: {
+                $0 != .none && $0.isRetriable && $0 != .unknownTopicOrPartition
+            }) {
                 throw ClientError.broker(code, "offsets of group '\(group)'")
             }
             return Dictionary(

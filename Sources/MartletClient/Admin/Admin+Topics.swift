@@ -47,7 +47,9 @@ extension Admin {
 
     /// Makes one topic.
     @discardableResult
-    public func createTopic(_ topic: TopicSpecification, validateOnly: Bool = false) async throws -> CreatedTopic {
+    public func createTopic(_ topic: TopicSpecification, validateOnly: Bool = false) async throws
+        -> CreatedTopic
+    {
         try await createTopics([topic], validateOnly: validateOnly).single(topic.name).get()
     }
 
@@ -61,9 +63,13 @@ extension Admin {
 
     /// All topics, sorted by name.
     public func listTopics(includeInternal: Bool = false) async throws -> [TopicListing] {
-        let response = try await engine.retrying("listing topics") { try await engine.fetchMetadata(topics: nil) }
+        let response = try await engine.retrying("listing topics") {
+            try await engine.fetchMetadata(topics: nil)
+        }
         return response.topics.compactMap { topic -> TopicListing? in
-            guard let name = topic.name, topic.errorCode == 0, includeInternal || !topic.isInternal else { return nil }
+            guard let name = topic.name, topic.errorCode == 0, includeInternal || !topic.isInternal else {
+                return nil
+            }
             return TopicListing(
                 name: name, id: topic.topicID == .zero ? nil : topic.topicID, isInternal: topic.isInternal,
                 partitionCount: topic.partitions.count,
@@ -72,7 +78,9 @@ extension Admin {
     }
 
     /// Topics with their partitions.
-    public func describeTopics(_ names: [String]) async throws -> [String: Result<TopicDescription, ClientError>] {
+    public func describeTopics(_ names: [String]) async throws -> [String: Result<
+        TopicDescription, ClientError
+    >] {
         let response = try await engine.retrying("describing topics") {
             try await engine.fetchMetadata(topics: names)
         }

@@ -25,7 +25,8 @@ public struct TopicSpecification: Hashable, Sendable {
     public var configs: [String: String]
 
     public init(
-        name: String, partitionCount: Int? = nil, replicationFactor: Int? = nil, configs: [String: String] = [:]
+        name: String, partitionCount: Int? = nil, replicationFactor: Int? = nil,
+        configs: [String: String] = [:]
     ) {
         self.name = name
         self.partitionCount = partitionCount

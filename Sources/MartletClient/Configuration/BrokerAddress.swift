@@ -18,7 +18,9 @@ public struct BrokerAddress: Hashable, Sendable, CustomStringConvertible {
     /// - Throws: ``ClientError`` with code `invalidConfiguration`, naming the text and the form expected.
     public init(_ text: some StringProtocol) throws(ClientError) {
         func problem(_ why: String) -> ClientError {
-            ClientError(.invalidConfiguration, "broker address '\(text)' \(why); write HOST:PORT, such as localhost:9092")
+            ClientError(
+                .invalidConfiguration,
+                "broker address '\(text)' \(why); write HOST:PORT, such as localhost:9092")
         }
         var host: Substring
         var port: Substring?
@@ -66,7 +68,8 @@ public struct BrokerAddress: Hashable, Sendable, CustomStringConvertible {
             addresses.append(try BrokerAddress(entry))
         }
         if addresses.isEmpty {
-            throw ClientError(.invalidConfiguration, "the list of bootstrap brokers is empty; give at least one HOST:PORT")
+            throw ClientError(
+                .invalidConfiguration, "the list of bootstrap brokers is empty; give at least one HOST:PORT")
         }
         return addresses
     }

@@ -50,7 +50,8 @@ public struct ClientConfiguration: Sendable {
         try Self.require(reconnectBackoff >= .zero, "reconnectBackoff", reconnectBackoff, "zero or more")
         try Self.require(retryBackoff >= .zero, "retryBackoff", retryBackoff, "zero or more")
         try Self.require(
-            responseByteLimit >= 1024 && responseByteLimit <= Int(Int32.max), "responseByteLimit", responseByteLimit,
+            responseByteLimit >= 1024 && responseByteLimit <= Int(Int32.max), "responseByteLimit",
+            responseByteLimit,
             "1024 to \(Int32.max)")
     }
 

@@ -109,10 +109,12 @@ public struct ConsumerConfiguration: Sendable {
         let isCooperative = assignmentStrategies.contains(.cooperativeSticky)
         try require(
             !isCooperative || assignmentStrategies.count == 1, "assignmentStrategies",
-            assignmentStrategies.map(\.name).joined(separator: ","), "cooperative-sticky alone, or eager ones only")
+            assignmentStrategies.map(\.name).joined(separator: ","),
+            "cooperative-sticky alone, or eager ones only")
         try require(autoCommitInterval > .zero, "autoCommitInterval", autoCommitInterval, "more than zero")
         try require(
-            heartbeatInterval > .zero && heartbeatInterval < sessionTimeout, "heartbeatInterval", heartbeatInterval,
+            heartbeatInterval > .zero && heartbeatInterval < sessionTimeout, "heartbeatInterval",
+            heartbeatInterval,
             "more than zero and less than sessionTimeout (\(sessionTimeout))")
         try require(pollIntervalLimit > .zero, "pollIntervalLimit", pollIntervalLimit, "more than zero")
         try require(fetchMinimumBytes >= 0, "fetchMinimumBytes", fetchMinimumBytes, "zero or more")

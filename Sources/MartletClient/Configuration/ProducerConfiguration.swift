@@ -110,8 +110,10 @@ public struct ProducerConfiguration: Sendable {
             "requestByteLimit (\(requestByteLimit)) or more")
         try require(retryLimit >= 0, "retryLimit", retryLimit, "zero or more")
         switch compression {
-        case .gzip(let level?): try require((1...9).contains(level), "compression gzip level", level, "1 to 9")
-        case .zstd(let level?): try require((1...22).contains(level), "compression zstd level", level, "1 to 22")
+        case .gzip(let level?):
+            try require((1...9).contains(level), "compression gzip level", level, "1 to 9")
+        case .zstd(let level?):
+            try require((1...22).contains(level), "compression zstd level", level, "1 to 22")
         case .none, .gzip, .snappy, .lz4, .zstd: break
         }
     }

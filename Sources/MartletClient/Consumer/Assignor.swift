@@ -41,14 +41,17 @@ enum Assignor {
             var next = 0
             for (place, member) in takers.enumerated() {
                 let size = share + (place < extra ? 1 : 0)
-                for index in next..<next + size { result[member.id]?.append(TopicPartition(topic, Int32(index))) }
+                for index in next..<next + size {
+                    result[member.id]?.append(TopicPartition(topic, Int32(index)))
+                }
                 next += size
             }
         }
         return result
     }
 
-    private static func roundRobin(_ members: [Member], _ counts: [String: Int]) -> [String: [TopicPartition]] {
+    private static func roundRobin(_ members: [Member], _ counts: [String: Int]) -> [String: [TopicPartition]]
+    {
         var result = empty(members)
         guard !members.isEmpty else { return result }
         var turn = 0
@@ -74,7 +77,9 @@ enum Assignor {
                 owner[partition] = (member.id, member.generation)
             }
         }
-        for (partition, holder) in owner.sorted(by: { $0.key < $1.key }) { result[holder.id]?.append(partition) }
+        for (partition, holder) in owner.sorted(by: { $0.key < $1.key }) {
+            result[holder.id]?.append(partition)
+        }
         let unowned = allPartitions(counts).filter { owner[$0] == nil }
         trim(members, counts, &result)
         let trimmed = allPartitions(counts).filter { partition in
@@ -100,7 +105,9 @@ enum Assignor {
         let (share, extra) = total.quotientAndRemainder(dividingBy: members.count)
         var extraLeft = extra
         // Those who own most keep the larger shares.
-        let byLoad = members.sorted { (result[$0.id]?.count ?? 0, $1.id) > (result[$1.id]?.count ?? 0, $0.id) }
+        let byLoad = members.sorted {
+            (result[$0.id]?.count ?? 0, $1.id) > (result[$1.id]?.count ?? 0, $0.id)
+        }
         for member in byLoad {
             guard let owned = result[member.id] else { continue }
             var quota = share
@@ -117,7 +124,9 @@ enum Assignor {
         var moved = true
         while moved {
             moved = false
-            let byLoad = members.sorted { (result[$0.id]?.count ?? 0, $1.id) > (result[$1.id]?.count ?? 0, $0.id) }
+            let byLoad = members.sorted {
+                (result[$0.id]?.count ?? 0, $1.id) > (result[$1.id]?.count ?? 0, $0.id)
+            }
             search: for giver in byLoad {
                 for taker in byLoad.reversed() {
                     let difference = (result[giver.id]?.count ?? 0) - (result[taker.id]?.count ?? 0)
@@ -151,8 +160,12 @@ enum Assignor {
 
     // MARK: Parts
 
-    private static func isValid(_ partition: TopicPartition, _ member: Member, _ counts: [String: Int]) -> Bool {
-        guard member.topics.contains(partition.topic), let count = counts[partition.topic] else { return false }
+    private static func isValid(_ partition: TopicPartition, _ member: Member, _ counts: [String: Int])
+        -> Bool
+    {
+        guard member.topics.contains(partition.topic), let count = counts[partition.topic] else {
+            return false
+        }
         return (0..<count).contains(Int(partition.partition.rawValue))
     }
 

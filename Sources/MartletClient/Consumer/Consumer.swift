@@ -73,12 +73,15 @@ public final class Consumer: Sendable {
     /// Reads exactly these partitions from their committed positions, or by the reset policy without one.
     public func assign(committed partitions: [TopicPartition]) async throws {
         _ = try group("assign(committed:)")
-        try await assign(Dictionary(partitions.map { ($0, StartPosition.committed) }, uniquingKeysWith: { $1 }))
+        try await assign(
+            Dictionary(partitions.map { ($0, StartPosition.committed) }, uniquingKeysWith: { $1 }))
     }
 
     private func assign(_ partitions: [TopicPartition: StartPosition]) async throws {
         for partition in partitions.keys {
-            if let problem = TopicName.problem(partition.topic) { throw ClientError(.invalidArgument, problem) }
+            if let problem = TopicName.problem(partition.topic) {
+                throw ClientError(.invalidArgument, problem)
+            }
         }
         if try currentMode() == .subscribed { try await unsubscribe() }
         try setMode(.assigned)
@@ -88,7 +91,9 @@ public final class Consumer: Sendable {
     }
 
     /// Installs partitions and lets the fetcher begin.
-    private func start(_ partitions: [TopicPartition: StartPosition], removing removed: Set<TopicPartition> = []) {
+    private func start(
+        _ partitions: [TopicPartition: StartPosition], removing removed: Set<TopicPartition> = []
+    ) {
         var starts: [TopicPartition: (cursor: PartitionCursor, version: Int, start: StartPosition)] = [:]
         for (partition, position) in partitions {
             var known: Offset?
@@ -189,7 +194,8 @@ public final class Consumer: Sendable {
                 taken += 1
             }
             if taken < batch.count, records.count >= limit, let last = records.last, taken > 0 {
-                batch.cursor.advance(to: last.offset + 1, leaderEpoch: batch.leaderEpoch, version: batch.version)
+                batch.cursor.advance(
+                    to: last.offset + 1, leaderEpoch: batch.leaderEpoch, version: batch.version)
                 batch.records = iterator.rest
                 batch.count -= taken
                 buffer.putBack(batch)
@@ -296,7 +302,9 @@ public final class Consumer: Sendable {
                     metadata: ["group": "\(configuration.groupID ?? "")", "error": "\(error)"])
             }
         }
-        if !partitions.isEmpty { await configuration.onRebalance?(isLost ? .lost(partitions) : .revoked(partitions)) }
+        if !partitions.isEmpty {
+            await configuration.onRebalance?(isLost ? .lost(partitions) : .revoked(partitions))
+        }
         buffer.remove(partitions)
         let fetcher = fetcher
         engine.loop.execute { fetcher.remove(partitions) }
@@ -355,7 +363,8 @@ public final class Consumer: Sendable {
                     case .failure(let error): reply.fail(error)
                     case .success(let coordinator):
                         let identity = isMember ? membership?.commitIdentity ?? .init() : .init()
-                        engine.commit(group: group, offsets: offsets, as: identity, to: coordinator) { result in
+                        engine.commit(group: group, offsets: offsets, as: identity, to: coordinator) {
+                            result in
                             if case .failure = result { engine.forgetCoordinator(of: group) }
                             reply.resolve(with: result)
                         }
@@ -451,7 +460,9 @@ public final class Consumer: Sendable {
         let group = try group("committed")
         let wanted = Array(partitions)
         let engine = engine
-        let found: [TopicPartition: CommittedOffset] = try await engine.retrying("offsets of group '\(group)'") {
+        let found: [TopicPartition: CommittedOffset] = try await engine.retrying(
+            "offsets of group '\(group)'"
+        ) {
             try await engine.loop.reply { reply in
                 engine.coordinator(of: group) { result in
                     switch result {

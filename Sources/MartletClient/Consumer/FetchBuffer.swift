@@ -157,7 +157,8 @@ final class FetchBuffer: Sendable {
     /// Puts back the rest of a batch that was handed out in part.
     func putBack(_ batch: ConsumedBatch) {
         state.withLock { state in
-            guard var entry = state.partitions[batch.topicPartition], batch.version == entry.cursor.version else {
+            guard var entry = state.partitions[batch.topicPartition], batch.version == entry.cursor.version
+            else {
                 return
             }
             if entry.batches.isEmpty { state.turns.prepend(batch.topicPartition) }
@@ -172,7 +173,9 @@ final class FetchBuffer: Sendable {
     func whenReady() -> Reply<Void> {
         let reply = Reply<Void>()
         let isReady = state.withLock { state in
-            if state.isClosed || !state.steps.isEmpty || !state.errors.isEmpty || Self.hasBatch(state) { return true }
+            if state.isClosed || !state.steps.isEmpty || !state.errors.isEmpty || Self.hasBatch(state) {
+                return true
+            }
             state.waiters.append(reply)
             return false
         }
@@ -182,7 +185,9 @@ final class FetchBuffer: Sendable {
 
     private static func hasBatch(_ state: borrowing State) -> Bool {
         for partition in state.turns {
-            if let entry = state.partitions[partition], !entry.isPaused, !entry.batches.isEmpty { return true }
+            if let entry = state.partitions[partition], !entry.isPaused, !entry.batches.isEmpty {
+                return true
+            }
         }
         return false
     }
@@ -225,7 +230,8 @@ final class FetchBuffer: Sendable {
     }
 
     /// Adds a partition, or starts a present one anew; returns its cursor and version.
-    func install(_ partition: TopicPartition, at position: Offset?) -> (cursor: PartitionCursor, version: Int) {
+    func install(_ partition: TopicPartition, at position: Offset?) -> (cursor: PartitionCursor, version: Int)
+    {
         state.withLock { state in
             if let entry = state.partitions[partition] {
                 clear(partition, &state)
@@ -249,7 +255,9 @@ final class FetchBuffer: Sendable {
         state.withLock { state in
             for partition in partitions {
                 clear(partition, &state)
-                if let entry = state.partitions.removeValue(forKey: partition) { _ = entry.cursor.jump(to: nil) }
+                if let entry = state.partitions.removeValue(forKey: partition) {
+                    _ = entry.cursor.jump(to: nil)
+                }
             }
         }
     }

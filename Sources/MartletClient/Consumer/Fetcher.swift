@@ -31,7 +31,10 @@ final class Fetcher: @unchecked Sendable {
         /// Replica named by the leader as nearer (KIP-392).
         var preferred: BrokerID?
 
-        init(_ topicPartition: TopicPartition, _ cursor: PartitionCursor, _ version: Int, _ start: StartPosition) {
+        init(
+            _ topicPartition: TopicPartition, _ cursor: PartitionCursor, _ version: Int,
+            _ start: StartPosition
+        ) {
             self.topicPartition = topicPartition
             self.cursor = cursor
             self.version = version
@@ -207,7 +210,9 @@ final class Fetcher: @unchecked Sendable {
         let name = partition.topicPartition
         back(off: partition)
         let code = engine.topicErrors[name.topic]
-        if let topic = engine.metadata.topics[name.topic], Int(name.partition.rawValue) >= topic.partitions.count {
+        if let topic = engine.metadata.topics[name.topic],
+            Int(name.partition.rawValue) >= topic.partitions.count
+        {
             guard partition.failureCount >= Self.unknownTopicLimit else { return }
             stop(
                 partition,
@@ -245,7 +250,9 @@ final class Fetcher: @unchecked Sendable {
             isAskingCommitted = false
             if case .failure = result { engine.forgetCoordinator(of: group) }
             for name in wanted {
-                guard let partition = partitions[name], partition.isAsking, partition.offset == nil else { continue }
+                guard let partition = partitions[name], partition.isAsking, partition.offset == nil else {
+                    continue
+                }
                 partition.isAsking = false
                 switch result {
                 case .success(let offsets):
@@ -346,7 +353,8 @@ final class Fetcher: @unchecked Sendable {
         _ wanted: [Partition], from leader: BrokerID, _ broker: Broker, byteLimit: Int, isCrowded: Bool
     ) {
         broker.isFetching = true
-        let wait = isCrowded ? min(configuration.fetchMaximumWait, Self.crowdedWait) : configuration.fetchMaximumWait
+        let wait =
+            isCrowded ? min(configuration.fetchMaximumWait, Self.crowdedWait) : configuration.fetchMaximumWait
         let hasIDs = wanted.allSatisfy { engine.metadata.topics[$0.topicPartition.topic]?.id != nil }
         var asked: [TopicPartition: (partition: Partition, offset: Offset)] = [:]
         for partition in wanted {
@@ -404,14 +412,17 @@ final class Fetcher: @unchecked Sendable {
             var item = FetchRequest.FetchPartition()
             item.partition = name.partition.rawValue
             item.fetchOffset = offset.rawValue
-            item.currentLeaderEpoch = partition.preferred == nil ? engine.metadata.partition(name)?.leaderEpoch ?? -1 : -1
+            item.currentLeaderEpoch =
+                partition.preferred == nil ? engine.metadata.partition(name)?.leaderEpoch ?? -1 : -1
             item.partitionMaxBytes = Int32(clamping: configuration.partitionFetchBytes)
             if let place = places[name.topic] {
                 request.topics[place].partitions.append(item)
             } else {
                 var topic = FetchRequest.FetchTopic()
                 topic.topic = name.topic
-                if version > Self.lastNameVersion, let id = engine.metadata.topics[name.topic]?.id { topic.topicID = id }
+                if version > Self.lastNameVersion, let id = engine.metadata.topics[name.topic]?.id {
+                    topic.topicID = id
+                }
                 topic.partitions = [item]
                 places[name.topic] = request.topics.count
                 request.topics.append(topic)
@@ -434,12 +445,14 @@ final class Fetcher: @unchecked Sendable {
             return
         }
         for topic in response.responses {
-            let name = answer.version > Self.lastNameVersion ? engine.metadata.names[topic.topicID] : topic.topic
+            let name =
+                answer.version > Self.lastNameVersion ? engine.metadata.names[topic.topicID] : topic.topic
             guard let name else { continue }
             for item in topic.partitions {
                 let topicPartition = TopicPartition(name, item.partitionIndex)
                 // A seek or another assignment in between makes the answer void.
-                guard let (partition, offset) = asked[topicPartition], partitions[topicPartition] === partition,
+                guard let (partition, offset) = asked[topicPartition],
+                    partitions[topicPartition] === partition,
                     partition.offset == offset
                 else { continue }
                 take(item, partition, offset)
@@ -453,7 +466,9 @@ final class Fetcher: @unchecked Sendable {
         switch code {
         case .none:
             partition.failureCount = 0
-            if item.preferredReadReplica >= 0, engine.metadata.brokers[BrokerID(item.preferredReadReplica)] != nil {
+            if item.preferredReadReplica >= 0,
+                engine.metadata.brokers[BrokerID(item.preferredReadReplica)] != nil
+            {
                 partition.preferred = BrokerID(item.preferredReadReplica)
                 return
             }
@@ -472,10 +487,13 @@ final class Fetcher: @unchecked Sendable {
             }
             engine.logger.notice(
                 "offset out of range",
-                metadata: ["partition": "\(name)", "offset": "\(offset)", "reset": "\(configuration.offsetReset)"])
+                metadata: [
+                    "partition": "\(name)", "offset": "\(offset)", "reset": "\(configuration.offsetReset)",
+                ])
             reset(
                 partition,
-                because: "offset \(offset) of \(name) is not in the log, which begins at \(item.logStartOffset)")
+                because:
+                    "offset \(offset) of \(name) is not in the log, which begins at \(item.logStartOffset)")
         case .corruptMessage:
             stop(partition, .broker(code, "\(name) at offset \(offset)"))
         case _ where code.isRetriable || code == .fencedLeaderEpoch || code == .unknownLeaderEpoch:
@@ -510,7 +528,9 @@ final class Fetcher: @unchecked Sendable {
             do {
                 let header = try RecordBatchHeader(reading: bytes)
                 guard let slice = bytes.readSlice(length: header.totalByteCount) else { break }
-                if configuration.isChecksumVerified { _ = try RecordBatchValidator.checkHeader(slice, limits: limits) }
+                if configuration.isChecksumVerified {
+                    _ = try RecordBatchValidator.checkHeader(slice, limits: limits)
+                }
                 let end = header.lastOffset
                 if end < next.rawValue { continue }
                 var isVisible = aborted.isVisible(header)
@@ -534,7 +554,8 @@ final class Fetcher: @unchecked Sendable {
                 throw ClientError(
                     .corruptData,
                     "\(partition.topicPartition) at offset \(next): \(error); if the bytes are damaged on the broker, "
-                        + "seek behind the batch to go on without it", brokerCode: error.errorCode, cause: error)
+                        + "seek behind the batch to go on without it", brokerCode: error.errorCode,
+                    cause: error)
             }
         }
         if batches.isEmpty, next == offset, bytes.readableBytes > 0 {
@@ -554,7 +575,8 @@ final class Fetcher: @unchecked Sendable {
     }
 
     private func makeBatch(
-        _ slice: ByteBuffer, _ header: RecordBatchHeader, _ partition: Partition, from wanted: Offset, next: Offset
+        _ slice: ByteBuffer, _ header: RecordBatchHeader, _ partition: Partition, from wanted: Offset,
+        next: Offset
     ) throws(RecordBatchError) -> ConsumedBatch? {
         var records = try RecordIterator(slice, limits: limits, decompressor: decompressor)
         var count = Int(header.recordCount)
@@ -570,7 +592,8 @@ final class Fetcher: @unchecked Sendable {
             if count == 0 { return nil }
         }
         return ConsumedBatch(
-            topicPartition: partition.topicPartition, firstOffset: first, lastOffset: Offset(header.lastOffset),
+            topicPartition: partition.topicPartition, firstOffset: first,
+            lastOffset: Offset(header.lastOffset),
             count: count,
             leaderEpoch: header.partitionLeaderEpoch >= 0 ? LeaderEpoch(header.partitionLeaderEpoch) : nil,
             records: records, nextOffset: next, byteCount: max(slice.readableBytes, records.recordByteCount),

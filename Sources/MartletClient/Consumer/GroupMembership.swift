@@ -368,7 +368,8 @@ final class GroupMembership: @unchecked Sendable {
             for topic in wanted.subtracting(self.topics) { self.engine.unwant(topic) }
             self.knownCounts = self.partitionCounts(self.topics)
             self.sync(
-                Assignor.assign(strategy, members: members, partitionCounts: self.partitionCounts(wanted)), response,
+                Assignor.assign(strategy, members: members, partitionCounts: self.partitionCounts(wanted)),
+                response,
                 coordinator)
         }
     }
@@ -456,7 +457,8 @@ final class GroupMembership: @unchecked Sendable {
             fail(
                 ClientError(
                     .protocolViolation,
-                    "the assignment of group '\(group)' cannot be read; do all members use the consumer protocol?"))
+                    "the assignment of group '\(group)' cannot be read; do all members use the consumer protocol?"
+                ))
             return
         }
         state = .stable

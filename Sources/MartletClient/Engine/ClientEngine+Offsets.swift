@@ -88,15 +88,18 @@ extension ClientEngine {
     ) -> Result<[TopicPartition: CommittedOffset], ClientError> {
         var offsets: [TopicPartition: CommittedOffset] = [:]
         func take(
-            _ topic: String, _ index: Int32, _ code: Int16, _ offset: Int64, _ epoch: Int32, _ metadata: String?
+            _ topic: String, _ index: Int32, _ code: Int16, _ offset: Int64, _ epoch: Int32,
+            _ metadata: String?
         ) -> ClientError? {
             let partition = TopicPartition(topic, index)
             if code != 0 {
-                return .broker(ErrorCode(rawValue: code), "committed offset of \(partition) in group '\(group)'")
+                return .broker(
+                    ErrorCode(rawValue: code), "committed offset of \(partition) in group '\(group)'")
             }
             if offset >= 0 {
                 offsets[partition] = CommittedOffset(
-                    Offset(offset), leaderEpoch: epoch >= 0 ? LeaderEpoch(epoch) : nil, metadata: metadata ?? "")
+                    Offset(offset), leaderEpoch: epoch >= 0 ? LeaderEpoch(epoch) : nil,
+                    metadata: metadata ?? "")
             }
             return nil
         }
@@ -106,7 +109,9 @@ extension ClientEngine {
                 return .failure(
                     ClientError(.protocolViolation, "broker \(answer.address) left out group '\(group)'"))
             }
-            if entry.errorCode != 0 { return .failure(.broker(ErrorCode(rawValue: entry.errorCode), subject)) }
+            if entry.errorCode != 0 {
+                return .failure(.broker(ErrorCode(rawValue: entry.errorCode), subject))
+            }
             for topic in entry.topics {
                 for item in topic.partitions {
                     if let error = take(
@@ -234,7 +239,8 @@ extension ClientEngine {
                                 item.errorCode == 0 && item.offset >= 0
                                 ? ListedOffset(
                                     Offset(item.offset),
-                                    timestamp: item.timestamp >= 0 ? Timestamp(milliseconds: item.timestamp) : nil,
+                                    timestamp: item.timestamp >= 0
+                                        ? Timestamp(milliseconds: item.timestamp) : nil,
                                     leaderEpoch: item.leaderEpoch >= 0 ? LeaderEpoch(item.leaderEpoch) : nil)
                                 : nil
                             answers[TopicPartition(topic.name, item.partitionIndex)] = OffsetAnswer(
@@ -275,9 +281,10 @@ extension ClientEngine {
     /// Runs a request of partitions at their leaders, again and again for those that failed retriably.
     func perPartition<Query: Sendable, Value: Sendable>(
         _ queries: [TopicPartition: Query], _ what: String,
-        _ ask: @escaping @Sendable (BrokerID, [TopicPartition: Query]) async throws -> [TopicPartition: Result<
-            Value, ClientError
-        >]
+        _ ask:
+            @escaping @Sendable (BrokerID, [TopicPartition: Query]) async throws -> [TopicPartition: Result<
+                Value, ClientError
+            >]
     ) async throws -> [TopicPartition: Result<Value, ClientError>] {
         var results: [TopicPartition: Result<Value, ClientError>] = [:]
         var open = queries
@@ -290,7 +297,9 @@ extension ClientEngine {
             do {
                 let response = try await fetchMetadata(topics: Set(open.keys.map(\.topic)).sorted())
                 let codes = Dictionary(
-                    response.topics.compactMap { topic in topic.name.map { ($0, ErrorCode(rawValue: topic.errorCode)) } },
+                    response.topics.compactMap { topic in
+                        topic.name.map { ($0, ErrorCode(rawValue: topic.errorCode)) }
+                    },
                     uniquingKeysWith: { $1 })
                 let metadata = try await currentMetadata()
                 var byLeader: [BrokerID: [TopicPartition: Query]] = [:]
@@ -322,7 +331,8 @@ extension ClientEngine {
             }
             let pause = retryBackoff.pause(after: rounds)
             let isLate = clock.now + pause >= deadline
-            for (partition, error) in failures where !error.isRetriable || isLate || error.isSettled(after: rounds) {
+            for (partition, error) in failures
+            where !error.isRetriable || isLate || error.isSettled(after: rounds) {
                 results[partition] = .failure(error)
             }
             for partition in results.keys { open[partition] = nil }
@@ -339,7 +349,9 @@ extension ClientEngine {
             return code == .unknownTopicOrPartition
                 ? .unknownTopic(partition.topic, askedOf: names) : .broker(code, "topic '\(partition.topic)'")
         }
-        if let topic = metadata.topics[partition.topic], Int(partition.partition.rawValue) >= topic.partitions.count {
+        if let topic = metadata.topics[partition.topic],
+            Int(partition.partition.rawValue) >= topic.partitions.count
+        {
             return ClientError(
                 .unknownTopic,
                 "topic '\(partition.topic)' has no partition \(partition.partition); it has \(topic.partitions.count)",
@@ -357,6 +369,7 @@ extension ClientError {
     func isSettled(after rounds: Int) -> Bool { code == .unknownTopic && rounds >= Self.unknownRoundLimit }
 
     func about(_ partition: TopicPartition) -> ClientError {
-        ClientError(code, "\(partition): \(message)", isRetriable: isRetriable, brokerCode: brokerCode, cause: cause)
+        ClientError(
+            code, "\(partition): \(message)", isRetriable: isRetriable, brokerCode: brokerCode, cause: cause)
     }
 }

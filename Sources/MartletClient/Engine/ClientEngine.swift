@@ -140,7 +140,8 @@ final class ClientEngine: @unchecked Sendable {
                 connection.send(type, limit: limit, timeout: timeout, make: make) { result in
                     completion(
                         result.map {
-                            Answer(response: $0.response, version: $0.version, broker: broker, address: address)
+                            Answer(
+                                response: $0.response, version: $0.version, broker: broker, address: address)
                         }.mapError { .connection($0, peer: address) })
                 }
             }
@@ -239,7 +240,8 @@ final class ClientEngine: @unchecked Sendable {
         var candidates: [(SlotKey, BrokerID?, BrokerAddress)] = metadata.brokers.values.shuffled().map {
             (.broker($0.id, .general), $0.id, $0.address)
         }
-        for address in configuration.bootstrap.shuffled() where !candidates.contains(where: { $0.2 == address }) {
+        for address in configuration.bootstrap.shuffled()
+        where !candidates.contains(where: { $0.2 == address }) {
             candidates.append((.bootstrap(address), nil, address))
         }
         tryCandidates(candidates[...], failures: [], completion)
@@ -332,7 +334,8 @@ final class ClientEngine: @unchecked Sendable {
         settings.connectTimeout = TimeAmount(configuration.connectTimeout)
         settings.responseByteLimit = configuration.responseByteLimit
         let address = slot.address
-        ClientConnection.connect(host: address.host, port: address.port, loop: loop, settings: settings) { result in
+        ClientConnection.connect(host: address.host, port: address.port, loop: loop, settings: settings) {
+            result in
             self.attemptFinished(slot, key, address, result)
         }
     }
@@ -403,7 +406,8 @@ final class ClientEngine: @unchecked Sendable {
 
     private func startMetadata() {
         guard metadataWanted, !metadataInFlight, !isClosed else { return }
-        let pause = TimeAmount(metadataFailureCount > 0 ? retryBackoff.pause(after: metadataFailureCount) : .milliseconds(20))
+        let pause = TimeAmount(
+            metadataFailureCount > 0 ? retryBackoff.pause(after: metadataFailureCount) : .milliseconds(20))
         if let last = lastMetadataAsked, NIODeadline.now() < last + pause {
             metadataTimer?.cancel()
             metadataTimer = loop.assumeIsolated().scheduleTask(deadline: last + pause) {
@@ -518,26 +522,31 @@ final class ClientEngine: @unchecked Sendable {
     ) -> Result<BrokerID, ClientError> {
         let response = answer.response
         var found = (
-            code: response.errorCode, message: response.errorMessage, id: response.nodeID, host: response.host,
+            code: response.errorCode, message: response.errorMessage, id: response.nodeID,
+            host: response.host,
             port: response.port
         )
         if answer.version >= 4 {
             guard let entry = response.coordinators.first(where: { $0.key == group }) else {
                 return .failure(
-                    ClientError(.protocolViolation, "broker \(answer.address) named no coordinator of \(group)"))
+                    ClientError(
+                        .protocolViolation, "broker \(answer.address) named no coordinator of \(group)"))
             }
             found = (entry.errorCode, entry.errorMessage, entry.nodeID, entry.host, entry.port)
         }
         guard found.code == 0 else {
             return .failure(
-                .broker(ErrorCode(rawValue: found.code), "coordinator of group '\(group)'", detail: found.message))
+                .broker(
+                    ErrorCode(rawValue: found.code), "coordinator of group '\(group)'", detail: found.message)
+            )
         }
         metadata.add(nodeID: found.id, host: found.host, port: found.port, rack: nil)
         let id = BrokerID(found.id)
         guard metadata.brokers[id] != nil else {
             return .failure(
                 ClientError(
-                    .protocolViolation, "broker \(answer.address) named an impossible coordinator of \(group)"))
+                    .protocolViolation, "broker \(answer.address) named an impossible coordinator of \(group)"
+                ))
         }
         return .success(id)
     }

@@ -106,7 +106,9 @@ struct ClusterMetadata: Sendable {
 
     func partition(_ partition: TopicPartition) -> Partition? {
         let index = Int(partition.partition.rawValue)
-        guard let topic = topics[partition.topic], topic.partitions.indices.contains(index) else { return nil }
+        guard let topic = topics[partition.topic], topic.partitions.indices.contains(index) else {
+            return nil
+        }
         return topic.partitions[index]
     }
 }

@@ -159,14 +159,16 @@ public final class Producer: Sendable {
 
     private func knowTopic(_ topic: String) async throws {
         let sender = sender
-        try await sender.engine.loop.reply { reply in sender.awaitTopic(topic, reply) }
+        try await sender.engine.loop.reply { reply in sender.lookup.find(topic, reply) }
     }
 
     /// An explicit or custom partition that the topic does not have, even by fresh metadata, is an error.
     private func checkPartition(_ record: ProducerRecord) async throws {
         guard var count = accumulator.partitionCount(of: record.topic), count > 0 else { return }
         var wanted = record.partition.map { Int($0.rawValue) }
-        if wanted == nil, case .custom(let choose) = configuration.partitioner { wanted = choose(record.key, count) }
+        if wanted == nil, case .custom(let choose) = configuration.partitioner {
+            wanted = choose(record.key, count)
+        }
         guard let wanted, !(0..<count).contains(wanted) else { return }
         let sender = sender
         try await sender.engine.loop.reply { (reply: Reply<Void>) in

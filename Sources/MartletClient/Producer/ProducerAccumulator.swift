@@ -75,7 +75,8 @@ final class ProducerAccumulator: Sendable {
             throw ClientError(
                 .recordTooLarge,
                 "a record of about \(size) bytes for topic '\(record.topic)' is above requestByteLimit "
-                    + "(\(configuration.requestByteLimit)); raise it, and max.message.bytes of the topic, or send less")
+                    + "(\(configuration.requestByteLimit)); raise it, and max.message.bytes of the topic, or send less"
+            )
         }
         var partition = record.partition.map { Int($0.rawValue) }
         if partition == nil, case .custom(let choose) = configuration.partitioner {
@@ -84,7 +85,8 @@ final class ProducerAccumulator: Sendable {
         }
         let timestamp = record.timestamp?.rawValue ?? now
         let outcome = state.withLock { state -> Result<Offer, ClientError> in
-            append(record, headers, partition: partition, timestamp: timestamp, size: size, sink, slot, &state)
+            append(
+                record, headers, partition: partition, timestamp: timestamp, size: size, sink, slot, &state)
         }
         return try outcome.get()
     }
@@ -94,7 +96,9 @@ final class ProducerAccumulator: Sendable {
         timestamp: Int64, size: Int, _ sink: DeliverySink?, _ slot: Int, _ state: inout State
     ) -> Result<Offer, ClientError> {
         if state.isClosed { return .failure(.closed("producer")) }
-        if state.statistics.bufferedBytes + size > configuration.bufferBytes, state.statistics.bufferedBytes > 0 {
+        if state.statistics.bufferedBytes + size > configuration.bufferBytes,
+            state.statistics.bufferedBytes > 0
+        {
             return .success(.full)
         }
         guard let index = choosePartition(record, explicit, &state) else { return .success(.unknownTopic) }
@@ -122,15 +126,18 @@ final class ProducerAccumulator: Sendable {
         }
         let before = batch.builder.sizeEstimate
         do {
-            try batch.builder.append(key: record.key, value: record.value, headers: headers, timestamp: timestamp)
+            try batch.builder.append(
+                key: record.key, value: record.value, headers: headers, timestamp: timestamp)
         } catch {
             return .failure(
                 ClientError(
-                    .invalidArgument, "a record for topic '\(record.topic)' cannot be encoded: \(error)", cause: error))
+                    .invalidArgument, "a record for topic '\(record.topic)' cannot be encoded: \(error)",
+                    cause: error))
         }
         if let sink {
             batch.waiters.append(
-                .init(index: Int(batch.builder.recordCount) - 1, timestamp: timestamp, sink: sink, slot: slot))
+                .init(index: Int(batch.builder.recordCount) - 1, timestamp: timestamp, sink: sink, slot: slot)
+            )
         }
         let bytes = batch.builder.sizeEstimate - before
         batch.accountedBytes += bytes
@@ -170,7 +177,9 @@ final class ProducerAccumulator: Sendable {
         case .standard:
             if let key = record.key { return keyPartition(key, partitionCount: count) }
             let sticky = state.topics.values[index].sticky
-            if sticky >= 0, sticky < count, state.topics.values[index].queues[sticky].open != nil { return sticky }
+            if sticky >= 0, sticky < count, state.topics.values[index].queues[sticky].open != nil {
+                return sticky
+            }
             let available = state.topics.values[index].available
             var next = available.randomElement() ?? 0
             // Move on to another partition than the one just filled, as KIP-480 has it.
@@ -194,7 +203,8 @@ final class ProducerAccumulator: Sendable {
     }
 
     private func isFull(_ state: borrowing State) -> Bool {
-        state.statistics.bufferedBytes > configuration.bufferBytes - configuration.bufferBytes / Self.resumeShare
+        state.statistics.bufferedBytes > configuration.bufferBytes - configuration.bufferBytes
+            / Self.resumeShare
     }
 
     /// Begins a flush: all batches made so far may be sent at once.
@@ -222,7 +232,8 @@ final class ProducerAccumulator: Sendable {
             return ClientError(
                 failure.code,
                 count == 1
-                    ? failure.message : "\(count) records were not delivered; the first because: \(failure.message)",
+                    ? failure.message
+                    : "\(count) records were not delivered; the first because: \(failure.message)",
                 isRetriable: failure.isRetriable, brokerCode: failure.brokerCode, cause: failure.cause)
         }
     }

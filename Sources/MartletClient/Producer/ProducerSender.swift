@@ -30,13 +30,14 @@ final class ProducerSender: @unchecked Sendable {
     private static let partitionInFlightLimit = 5
     /// How often waiting batches are checked against the delivery timeout, at most.
     private static let expiryInterval = TimeAmount.milliseconds(500)
-    /// First Produce version that may carry zstd (KIP-110), and the last one that names topics (KIP-516).
+    /// First Produce version that may carry zstd (KIP-110).
     private static let zstdVersion: Int16 = 7
-    private static let lastNameVersion: Int16 = 12
 
     let engine: ClientEngine
     private let accumulator: ProducerAccumulator
     private let configuration: ProducerConfiguration
+    /// Callers that wait for a topic's partitions to be known.
+    let lookup: TopicLookup
     private let compressor = RecordCompressor()
 
     private var active: [PartitionQueue] = []
@@ -47,14 +48,13 @@ final class ProducerSender: @unchecked Sendable {
     private var wakeTimer: Scheduled<Void>?
     private var wakeAt = NIODeadline.distantFuture
     private var expiryTimer: Scheduled<Void>?
-    private var topicWaiters: [String: [Reply<Void>]] = [:]
-    private var topicAttempts: [String: Int] = [:]
     private var isPumping = false
 
     init(engine: ClientEngine, accumulator: ProducerAccumulator, configuration: ProducerConfiguration) {
         self.engine = engine
         self.accumulator = accumulator
         self.configuration = configuration
+        self.lookup = TopicLookup(engine: engine, accumulator: accumulator, configuration: configuration.client)
     }
 
     private var loop: any EventLoop { engine.loop }
@@ -67,71 +67,13 @@ final class ProducerSender: @unchecked Sendable {
 
     // MARK: Topics
 
-    /// Attempts to learn of a topic that brokers do not know before that is believed; new topics need a moment
-    /// to reach all brokers.
-    private static let unknownTopicAttemptLimit = 5
-
-    /// Resolves `reply` once the topic's partitions are known to the accumulator.
-    func awaitTopic(_ topic: String, _ reply: Reply<Void>) {
-        if accumulator.partitionCount(of: topic) != nil {
-            reply.succeed(())
-            return
-        }
-        if let problem = TopicName.problem(topic) {
-            reply.fail(ClientError(.invalidArgument, problem))
-            return
-        }
-        let isFirst = topicWaiters[topic] == nil
-        topicWaiters[topic, default: []].append(reply)
-        engine.want(CollectionOfOne(topic))
-        if isFirst { askForTopic(topic) }
-    }
-
-    private func askForTopic(_ topic: String) {
-        engine.refreshMetadata { error in
-            guard self.topicWaiters[topic] != nil else { return }
-            if let error, !error.isRetriable {
-                self.finishTopic(topic, .failure(error))
-                return
-            }
-            let code = self.engine.topicErrors[topic]
-            let attempts = self.topicAttempts[topic, default: 0] + 1
-            self.topicAttempts[topic] = attempts
-            if let code, !code.isRetriable {
-                self.finishTopic(topic, .failure(.broker(code, "topic '\(topic)'")))
-            } else if code == .unknownTopicOrPartition, attempts >= Self.unknownTopicAttemptLimit {
-                self.engine.unwant(topic)
-                self.finishTopic(
-                    topic, .failure(.unknownTopic(topic, askedOf: self.engine.brokerNames)))
-            } else if let error, attempts >= self.unreachableAttemptLimit {
-                self.finishTopic(topic, .failure(error))
-            } else {
-                let pause = self.engine.retryBackoff.pause(after: attempts)
-                self.loop.assumeIsolated().scheduleTask(in: TimeAmount(pause)) {
-                    if self.topicWaiters[topic] != nil { self.askForTopic(topic) }
-                }
-            }
-        }
-    }
-
-    /// Rounds over all brokers without any answer before callers are told; by then at least
-    /// `operationTimeout` has passed with the longest pauses.
-    private var unreachableAttemptLimit: Int {
-        max(3, Int(configuration.client.operationTimeout / configuration.client.retryBackoffLimit))
-    }
-
-    private func finishTopic(_ topic: String, _ result: Result<Void, ClientError>) {
-        topicAttempts[topic] = nil
-        for reply in topicWaiters.removeValue(forKey: topic) ?? [] { reply.resolve(with: result) }
-    }
-
     private func metadataChanged() {
         for (name, topic) in engine.metadata.topics where engine.isWanted(name) {
             guard !topic.partitions.isEmpty else { continue }
             accumulator.update(
                 topic: name, partitionCount: topic.partitions.count,
                 available: topic.partitions.indices.filter { topic.partitions[$0].leader != nil })
-            if topicWaiters[name] != nil { finishTopic(name, .success(())) }
+            lookup.found(name)
         }
         pump()
     }
@@ -306,10 +248,11 @@ final class ProducerSender: @unchecked Sendable {
         let topicIDs = Set(sending.map(\.queue.topicPartition.topic)).allSatisfy {
             engine.metadata.topics[$0]?.id != nil
         }
-        let limit = topicIDs ? Int16.max : Self.lastNameVersion
+        let limit = topicIDs ? Int16.max : ProduceRequest.lastNameVersion
         guard let version = connection.version(of: ProduceRequest.self, limit: limit) else {
             let error = ClientError.connection(
-                .unsupportedAPI(.produce, served: connection.versions[.produce], spoken: ProduceRequest.versions),
+                .unsupportedAPI(
+                    .produce, served: connection.versions[.produce], spoken: ProduceRequest.versions),
                 peer: address(leader))
             for batch in sending { finish(batch, .failure(error)) }
             return
@@ -321,7 +264,8 @@ final class ProducerSender: @unchecked Sendable {
             for batch in sending { finish(batch, .failure(error)) }
             return
         }
-        let request = produceRequest(sending, version: version)
+        let request = ProduceRequest(
+            sending, version: version, configuration: configuration, metadata: engine.metadata)
         var byteCount = 0
         var retryCount = 0
         for batch in sending {
@@ -370,37 +314,6 @@ final class ProducerSender: @unchecked Sendable {
         engine.metadata.brokers[broker]?.address ?? configuration.client.bootstrap[0]
     }
 
-    private func produceRequest(_ batches: [PendingBatch], version: Int16) -> ProduceRequest {
-        var request = ProduceRequest()
-        request.transactionalID = nil
-        switch configuration.acknowledgement {
-        case .none: request.acks = 0
-        case .leader: request.acks = 1
-        case .all: request.acks = -1
-        }
-        request.timeoutMs = configuration.client.requestTimeout.wireMilliseconds
-        var places: [String: Int] = [:]
-        for batch in batches {
-            let partition = batch.queue.topicPartition
-            var data = ProduceRequest.PartitionProduceData()
-            data.index = partition.partition.rawValue
-            data.records = batch.encoded
-            if let place = places[partition.topic] {
-                request.topicData[place].partitionData.append(data)
-            } else {
-                var topic = ProduceRequest.TopicProduceData()
-                topic.name = partition.topic
-                if version > Self.lastNameVersion, let id = engine.metadata.topics[partition.topic]?.id {
-                    topic.topicID = id
-                }
-                topic.partitionData = [data]
-                places[partition.topic] = request.topicData.count
-                request.topicData.append(topic)
-            }
-        }
-        return request
-    }
-
     /// Numbers a batch and finishes its bytes.
     private func prepare(_ batch: PendingBatch) throws(ClientError) {
         let queue = batch.queue
@@ -430,7 +343,8 @@ final class ProducerSender: @unchecked Sendable {
             } catch {
                 throw ClientError(
                     error.errorCode == .unsupportedCompressionType ? .invalidConfiguration : .invalidArgument,
-                    "a batch for \(queue.topicPartition) cannot be built: \(error)", brokerCode: error.errorCode,
+                    "a batch for \(queue.topicPartition) cannot be built: \(error)",
+                    brokerCode: error.errorCode,
                     cause: error)
             }
             accumulator.recycle(batch.builder)
@@ -466,7 +380,7 @@ final class ProducerSender: @unchecked Sendable {
         }
         var results: [TopicPartition: ProduceResponse.PartitionProduceResponse] = [:]
         for topic in response.responses {
-            let name = version > Self.lastNameVersion ? engine.metadata.names[topic.topicID] : topic.name
+            let name = version > ProduceRequest.lastNameVersion ? engine.metadata.names[topic.topicID] : topic.name
             guard let name else { continue }
             for partition in topic.partitionResponses {
                 results[TopicPartition(name, partition.index)] = partition
@@ -496,10 +410,12 @@ final class ProducerSender: @unchecked Sendable {
                 .success(
                     (
                         offset: result.baseOffset >= 0 ? Offset(result.baseOffset) : nil,
-                        timestamp: result.logAppendTimeMs >= 0 ? Timestamp(milliseconds: result.logAppendTimeMs) : nil
+                        timestamp: result.logAppendTimeMs >= 0
+                            ? Timestamp(milliseconds: result.logAppendTimeMs) : nil
                     )))
         case .outOfOrderSequenceNumber, .unknownProducerID, .invalidProducerEpoch:
-            let error = ClientError.broker(code, "partition \(queue.topicPartition)", detail: result.errorMessage)
+            let error = ClientError.broker(
+                code, "partition \(queue.topicPartition)", detail: result.errorMessage)
             guard configuration.isIdempotent else {
                 finish(batch, .failure(error))
                 return
@@ -512,7 +428,8 @@ final class ProducerSender: @unchecked Sendable {
             if isFirst { queue.needsNewEpoch = true }
             retry(batch, error)
         case _ where code.isRetriable:
-            let error = ClientError.broker(code, "partition \(queue.topicPartition)", detail: result.errorMessage)
+            let error = ClientError.broker(
+                code, "partition \(queue.topicPartition)", detail: result.errorMessage)
             retry(batch, error)
             let hinted = engine.hint(
                 leader: result.currentLeader.leaderID, epoch: result.currentLeader.leaderEpoch,
@@ -608,11 +525,13 @@ final class ProducerSender: @unchecked Sendable {
                 let response = answer.response
                 guard response.errorCode == 0 else {
                     return .failure(
-                        .broker(ErrorCode(rawValue: response.errorCode), "producer id for idempotent sending"))
+                        .broker(ErrorCode(rawValue: response.errorCode), "producer id for idempotent sending")
+                    )
                 }
                 guard response.producerID >= 0, response.producerEpoch >= 0 else {
                     return .failure(
-                        ClientError(.protocolViolation, "broker \(answer.address) gave an impossible producer id"))
+                        ClientError(
+                            .protocolViolation, "broker \(answer.address) gave an impossible producer id"))
                 }
                 return .success(ProducerIdentity(id: response.producerID, epoch: response.producerEpoch))
             }
@@ -626,14 +545,16 @@ final class ProducerSender: @unchecked Sendable {
                 for queue in self.active { queue.lastError = error }
                 if error.isRetriable {
                     self.wake(
-                        at: .now() + TimeAmount(self.engine.retryBackoff.pause(after: self.identityFailureCount)))
+                        at: .now()
+                            + TimeAmount(self.engine.retryBackoff.pause(after: self.identityFailureCount)))
                 } else {
                     let remedy =
                         error.code == .unsupportedByBroker
                         ? "; set isIdempotent to false for this broker" : ""
                     self.failAll(
                         ClientError(
-                            error.code, error.message + remedy, brokerCode: error.brokerCode, cause: error.cause))
+                            error.code, error.message + remedy, brokerCode: error.brokerCode,
+                            cause: error.cause))
                 }
             }
         }
@@ -699,7 +620,8 @@ final class ProducerSender: @unchecked Sendable {
                 ClientError(
                     .deliveryTimedOut,
                     "records for \(partition) were not acknowledged within \(configuration.deliveryTimeout); "
-                        + (cause.map { "last obstacle: \($0.message)" } ?? "the brokers were too slow for the load"),
+                        + (cause.map { "last obstacle: \($0.message)" }
+                            ?? "the brokers were too slow for the load"),
                     isRetriable: true, brokerCode: cause?.brokerCode, cause: cause)))
     }
 
@@ -724,7 +646,7 @@ final class ProducerSender: @unchecked Sendable {
         expiryTimer?.cancel()
         expiryTimer = nil
         let error = ClientError.closed("producer")
-        for topic in topicWaiters.keys.sorted() { finishTopic(topic, .failure(error)) }
+        lookup.close(error)
         engine.close()
         failAll(error)
     }

@@ -20,7 +20,8 @@ let consumer = try Consumer(configuration)
 try await consumer.subscribe(to: [arguments[2]])
 var count = 0
 for try await record in consumer.records {
-    print("\(record.topicPartition) @\(record.offset) \(record.keyString ?? "-"): \(record.valueString ?? "-")")
+    print(
+        "\(record.topicPartition) @\(record.offset) \(record.keyString ?? "-"): \(record.valueString ?? "-")")
     count += 1
     if record.keyString == "last" { break }
 }

@@ -27,5 +27,7 @@ try await producer.flush()
 
 // One more, awaited on its own: the broker's answer says where it is.
 let last = try await producer.send(ProducerRecord(topic: arguments[2], key: "last", value: "the end"))
-print("sent \(count + 1) records; the last is \(last.topicPartition) at offset \(last.offset?.description ?? "?")")
+print(
+    "sent \(count + 1) records; the last is \(last.topicPartition) at offset \(last.offset?.description ?? "?")"
+)
 try await producer.close()
