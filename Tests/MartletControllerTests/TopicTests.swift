@@ -105,7 +105,7 @@ import Testing
             ("retention.ms", "soon"), ("retention.ms", "-2"), ("cleanup.policy", "delete,burn"),
             ("no.such.config", "1"), ("remote.storage.enable", "true"), ("compression.type", "rar"),
             ("retention.ms", nil), ("message.format.version", "3.0"), ("min.cleanable.dirty.ratio", "1.5"),
-            ("martlet.durability", "maybe"), ("unclean.leader.election.enable", "true"),
+            ("martlet.durability", "maybe"), ("max.compaction.lag.ms", "1000"), ("unclean.leader.election.enable", "true"),
         ]
         for (name, value) in cases {
             let result = try harness.create("t", configs: [(name, value)])

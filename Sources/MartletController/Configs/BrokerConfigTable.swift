@@ -111,7 +111,8 @@ package enum BrokerConfigTable {
             BrokerConfigName.maxConnections, .int, default: "2147483647", .atLeast(0), readOnly: true,
             "Open client connections beyond which new ones are closed at once."),
         .init(
-            BrokerConfigName.maxConnectionsPerIP, .int, default: "2147483647", .atLeast(0), readOnly: true,
+            BrokerConfigName.maxConnectionsPerIP, .int, default: "2147483647", .atLeast(0),
+            support: .defaultOnly("connections are limited in total, by max.connections"), readOnly: true,
             "Open connections of one client address beyond which new ones are closed at once."),
         .init(
             BrokerConfigName.fetchSessionSlots, .int, default: "1000", .atLeast(0), readOnly: true,

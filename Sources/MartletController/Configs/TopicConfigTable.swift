@@ -109,6 +109,8 @@ package enum TopicConfigTable {
             "How far the broker checks a batch before it stores it: 'records' looks at every record, decompressing if needed; 'header' trusts what the checksum covers."),
         .init(
             TopicConfigName.maxCompactionLag, .long, default: largest, .atLeast(1),
+            support: .defaultOnly(
+                "compaction starts by the share of dirty bytes alone; use a small min.cleanable.dirty.ratio and segment.ms"),
             synonyms: [.init("log.cleaner.max.compaction.lag.ms")],
             "Milliseconds after which a record must have been considered by compaction, however clean the log is."),
         .init(
@@ -138,7 +140,7 @@ package enum TopicConfigTable {
         .init(
             TopicConfigName.minInsyncReplicas, .int, default: "1", .atLeast(1),
             synonyms: [.init("min.insync.replicas")],
-            "Replicas that must be in sync before a write with acks=all is taken."),
+            "Replicas that must be in sync before a write with acks=all is taken; at most the replicas the partition has count."),
         .init(
             "preallocate", .boolean, default: "false",
             support: .noEffect("segments are preallocated off the write path where the file system gains from it"),
@@ -174,6 +176,7 @@ package enum TopicConfigTable {
             "Largest size in bytes of a segment's offset index; the segment is closed when it is reached."),
         .init(
             TopicConfigName.segmentJitter, .long, default: "0", .atLeast(0),
+            support: .noEffect("a segment is closed by the append that finds it too old, so partitions do not roll in step"),
             synonyms: [.init("log.roll.jitter.ms"), .init("log.roll.jitter.hours", scale: hour)],
             "Random milliseconds by which segments of different partitions are closed earlier, so that they do not all roll at once."),
         .init(
