@@ -12,7 +12,8 @@ extension ClusterController {
             decision.response.errorCode = code.rawValue
             return decision
         }
-        if let known = state.broker(BrokerID(request.brokerID)), known.incarnationID == request.incarnationID {
+        if let known = state.broker(BrokerID(request.brokerID)), known.incarnationID == request.incarnationID
+        {
             // The same process asks again: its first answer was lost.
             decision.response.brokerEpoch = known.epoch
             return decision
@@ -52,7 +53,9 @@ extension ClusterController {
         guard state.brokers.count < ControllerLimits.brokerCountLimit else { return .invalidRegistration }
         for feature in state.features where feature.level > 0 {
             let range = request.features.first { $0.name == feature.name }
-            guard let range, range.minSupportedVersion <= feature.level, feature.level <= range.maxSupportedVersion else {
+            guard let range, range.minSupportedVersion <= feature.level,
+                feature.level <= range.maxSupportedVersion
+            else {
                 return .unsupportedVersion
             }
         }
@@ -89,7 +92,9 @@ extension ClusterController {
     }
 
     /// AllocateProducerIds (KIP-730): the next block, never handed out before, also not after a restart.
-    package borrowing func decide(_ request: AllocateProducerIdsRequest) -> Decision<AllocateProducerIdsResponse> {
+    package borrowing func decide(_ request: AllocateProducerIdsRequest) -> Decision<
+        AllocateProducerIdsResponse
+    > {
         var decision = Decision(response: AllocateProducerIdsResponse())
         guard let broker = state.broker(BrokerID(request.brokerID)) else {
             decision.response.errorCode = ErrorCode.brokerIDNotRegistered.rawValue

@@ -284,7 +284,8 @@ package struct ClusterController: ~Copyable {
 
     /// The name with each '.' as '_', or `nil` for names that have neither and so collide with nothing.
     static func canonicalName(_ name: String) -> String? {
-        let dot = UInt8(ascii: "."), underscore = UInt8(ascii: "_")
+        let dot = UInt8(ascii: ".")
+        let underscore = UInt8(ascii: "_")
         guard name.utf8.contains(where: { $0 == dot || $0 == underscore }) else { return nil }
         return String(decoding: name.utf8.map { $0 == dot ? underscore : $0 }, as: UTF8.self)
     }

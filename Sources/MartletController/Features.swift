@@ -11,7 +11,9 @@ package enum Features {
     /// Levels this broker can work with. `kraft.version` 0 is the static quorum of one.
     package static let supported: [FeatureRange] = [
         .init(name: "kraft.version", minimum: 0, maximum: 0),
-        .init(name: metadataVersion, minimum: metadataVersionRange.lowerBound, maximum: metadataVersionRange.upperBound),
+        .init(
+            name: metadataVersion, minimum: metadataVersionRange.lowerBound,
+            maximum: metadataVersionRange.upperBound),
     ]
 
     /// Finalized levels of a new cluster.

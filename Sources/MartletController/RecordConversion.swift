@@ -47,7 +47,9 @@ extension PartitionImage {
         if let removing = change.removingReplicas { removingReplicas = removing.map { BrokerID($0) } }
         if let adding = change.addingReplicas { addingReplicas = adding.map { BrokerID($0) } }
         if let directories = change.directories { self.directories = directories }
-        if let eligible = change.eligibleLeaderReplicas { eligibleLeaderReplicas = eligible.map { BrokerID($0) } }
+        if let eligible = change.eligibleLeaderReplicas {
+            eligibleLeaderReplicas = eligible.map { BrokerID($0) }
+        }
         if let lastKnown = change.lastKnownElr { lastKnownEligibleReplicas = lastKnown.map { BrokerID($0) } }
         if change.leader != PartitionChange.leaderUnchanged {
             leader = change.leader < 0 ? nil : BrokerID(change.leader)

@@ -23,7 +23,8 @@ extension MetadataImage {
         }
         if let clusterID {
             records.append(
-                .config(resource: .broker(nil), name: ClusterIdentity.configName, value: clusterID.description))
+                .config(
+                    resource: .broker(nil), name: ClusterIdentity.configName, value: clusterID.description))
         }
         for broker in brokers { records.append(.registerBroker(broker.record)) }
         let brokerResources = configs.keys.filter {

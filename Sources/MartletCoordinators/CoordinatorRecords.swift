@@ -30,7 +30,8 @@ package enum CoordinatorRecord: Hashable, Sendable {
             try commitKey.encode(into: &key, version: 0)
             if let commitValue {
                 let version =
-                    commitValue.expireTimestamp >= 0 ? Self.offsetValueVersionWithExpiry : Self.offsetValueVersion
+                    commitValue.expireTimestamp >= 0
+                    ? Self.offsetValueVersionWithExpiry : Self.offsetValueVersion
                 value = try Self.versioned(commitValue, version)
             }
         case .groupMetadata(let groupKey, let groupValue):
@@ -41,7 +42,9 @@ package enum CoordinatorRecord: Hashable, Sendable {
         return (key.buffer, value)
     }
 
-    private static func versioned(_ message: some KafkaMessage, _ version: Int16) throws(EncodeError) -> ByteBuffer {
+    private static func versioned(_ message: some KafkaMessage, _ version: Int16) throws(EncodeError)
+        -> ByteBuffer
+    {
         var writer = ProtocolWriter()
         writer.integer(version)
         try message.encode(into: &writer, version: version)
@@ -50,7 +53,8 @@ package enum CoordinatorRecord: Hashable, Sendable {
 
     /// Reads a record; `nil` for a type this release does not know, which a newer broker may have written and
     /// which is left alone.
-    package static func decode(key: ByteBuffer, value: ByteBuffer?) throws(DecodeError) -> CoordinatorRecord? {
+    package static func decode(key: ByteBuffer, value: ByteBuffer?) throws(DecodeError) -> CoordinatorRecord?
+    {
         var r = ProtocolReader(key)
         let type: Int16 = try r.integer()
         switch type {

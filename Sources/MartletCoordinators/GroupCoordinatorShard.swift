@@ -63,9 +63,13 @@ package struct GroupCoordinatorShard: ~Copyable {
         case .offsetCommit(let key, let value):
             offsets.replay(key, value)
             // Offsets alone make a group as well: a consumer with assigned partitions only commits.
-            if value != nil, groups[key.group] == nil { groups[key.group] = ClassicGroup(id: key.group, now: now) }
+            if value != nil, groups[key.group] == nil {
+                groups[key.group] = ClassicGroup(id: key.group, now: now)
+            }
         case .groupMetadata(let key, let value):
-            if value != nil, groups[key.group] == nil { groups[key.group] = ClassicGroup(id: key.group, now: now) }
+            if value != nil, groups[key.group] == nil {
+                groups[key.group] = ClassicGroup(id: key.group, now: now)
+            }
             groups[key.group]?.replay(value)
         }
     }
@@ -318,7 +322,9 @@ package struct GroupCoordinatorShard: ~Copyable {
             return refuse(.groupMaxSizeReached)
         }
 
-        guard Self.byteCount(request) <= GroupLimits.commitBytesLimit else { return refuse(.invalidCommitOffsetSize) }
+        guard Self.byteCount(request) <= GroupLimits.commitBytesLimit else {
+            return refuse(.invalidCommitOffsetSize)
+        }
 
         var response = OffsetCommitResponse()
         var records: [CoordinatorRecord] = []
@@ -364,7 +370,8 @@ package struct GroupCoordinatorShard: ~Copyable {
     private static func byteCount(_ request: OffsetCommitRequest) -> Int {
         request.topics.reduce(0) { sum, topic in
             topic.partitions.reduce(sum) {
-                $0 + 64 + request.groupID.utf8.count + topic.name.utf8.count + ($1.committedMetadata?.utf8.count ?? 0)
+                $0 + 64 + request.groupID.utf8.count + topic.name.utf8.count
+                    + ($1.committedMetadata?.utf8.count ?? 0)
             }
         }
     }
@@ -386,7 +393,9 @@ package struct GroupCoordinatorShard: ~Copyable {
         return response
     }
 
-    private mutating func deleteOffsets(_ id: RequestID, _ request: OffsetDeleteRequest, _ outbox: inout Outbox) {
+    private mutating func deleteOffsets(
+        _ id: RequestID, _ request: OffsetDeleteRequest, _ outbox: inout Outbox
+    ) {
         var response = OffsetDeleteResponse()
         guard let group = groups[request.groupID] else {
             response.errorCode =
@@ -468,14 +477,17 @@ package struct GroupCoordinatorShard: ~Copyable {
             let isInUse = !group.isEmpty && group.isSubscribed(to: topic)
             let limit = retention.milliseconds(topic: topic)
             for partition in offsets.partitions(group: id, topic: topic) {
-                guard let offset = offsets.offset(group: id, topic: topic, partition: partition) else { continue }
+                guard let offset = offsets.offset(group: id, topic: topic, partition: partition) else {
+                    continue
+                }
                 let isOver: Bool
                 if isInUse {
                     isOver = false
                 } else if let expiresAt = offset.expiresAt {
                     isOver = now >= expiresAt.rawValue
                 } else if let limit {
-                    let (end, overflow) = max(start, offset.committedAt.rawValue).addingReportingOverflow(limit)
+                    let (end, overflow) = max(start, offset.committedAt.rawValue).addingReportingOverflow(
+                        limit)
                     isOver = !overflow && now >= end
                 } else {
                     isOver = false

@@ -82,7 +82,8 @@ extension GroupCoordinatorShard {
         var response = ListGroupsResponse()
         guard types.isEmpty || types.contains("classic") else { return response }
         for id in groups.keys.sorted() {
-            guard let group = groups[id], states.isEmpty || states.contains(group.stateName.lowercased()) else {
+            guard let group = groups[id], states.isEmpty || states.contains(group.stateName.lowercased())
+            else {
                 continue
             }
             var entry = ListGroupsResponse.ListedGroup()
@@ -158,7 +159,9 @@ extension GroupCoordinatorShard {
                     let offset = offsets.offset(group: group, topic: topic, partition: partition)
                 else { continue }
                 let current = currentID(topic)
-                if current == nil || (offset.topicID != .zero && offset.topicID != current) { obsolete.insert(topic) }
+                if current == nil || (offset.topicID != .zero && offset.topicID != current) {
+                    obsolete.insert(topic)
+                }
             }
         }
         return obsolete.sorted()

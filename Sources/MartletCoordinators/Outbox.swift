@@ -33,5 +33,7 @@ struct Outbox {
         appends.append(Append(records: records, continuations: continuations))
     }
 
-    func instant(inMilliseconds milliseconds: Int64) -> Instant { now.instant.advanced(byMilliseconds: milliseconds) }
+    func instant(inMilliseconds milliseconds: Int64) -> Instant {
+        now.instant.advanced(byMilliseconds: milliseconds)
+    }
 }

@@ -8,7 +8,8 @@ import Testing
     static let kafkaTopicConfigs = [
         "cleanup.policy", "compression.gzip.level", "compression.lz4.level", "compression.type",
         "compression.zstd.level", "delete.retention.ms", "file.delete.delay.ms", "flush.messages", "flush.ms",
-        "follower.replication.throttled.replicas", "index.interval.bytes", "leader.replication.throttled.replicas",
+        "follower.replication.throttled.replicas", "index.interval.bytes",
+        "leader.replication.throttled.replicas",
         "local.retention.bytes", "local.retention.ms", "max.compaction.lag.ms", "max.message.bytes",
         "message.timestamp.after.max.ms", "message.timestamp.before.max.ms", "message.timestamp.type",
         "min.cleanable.dirty.ratio", "min.compaction.lag.ms", "min.insync.replicas", "preallocate",
@@ -42,7 +43,8 @@ import Testing
         for definition in TopicConfigTable.table.definitions + BrokerConfigTable.table.definitions {
             switch definition.support {
             case .honoured: break
-            case .noEffect(let reason), .defaultOnly(let reason): #expect(reason.count > 15, "\(definition.name)")
+            case .noEffect(let reason), .defaultOnly(let reason):
+                #expect(reason.count > 15, "\(definition.name)")
             }
         }
     }
@@ -51,13 +53,18 @@ import Testing
         #expect(BrokerConfigTable.problem(name: "num.partitions", value: "3") == nil)
         let bad = try #require(BrokerConfigTable.problem(name: "num.partitions", value: "many"))
         #expect(bad.contains("num.partitions") && bad.contains("many"))
-        #expect(BrokerConfigTable.problem(name: "num.partitons", value: "3")?.contains("num.partitons") == true)
+        #expect(
+            BrokerConfigTable.problem(name: "num.partitons", value: "3")?.contains("num.partitons") == true)
     }
 
     @Test func `typed values follow topic over broker over cluster over file over default`() throws {
-        let harness = try ControllerHarness(staticConfiguration: ["log.retention.hours": "2", "log.segment.bytes": "2097152"])
+        let harness = try ControllerHarness(staticConfiguration: [
+            "log.retention.hours": "2", "log.segment.bytes": "2097152",
+        ])
         try harness.create("t")
-        func retention() throws -> Int64? { try #require(harness.image.topic(named: "t")).configuration.retentionMilliseconds }
+        func retention() throws -> Int64? {
+            try #require(harness.image.topic(named: "t")).configuration.retentionMilliseconds
+        }
         #expect(try retention() == 7_200_000)
         #expect(harness.image.topic(named: "t")?.configuration.segmentBytes == 2_097_152)
         try harness.change(4, "", [("log.retention.ms", .set, "300")])
@@ -151,7 +158,8 @@ import Testing
         #expect(retention.configSource == ConfigSource.topic.rawValue)
         #expect(retention.configType == ConfigType.long.rawValue)
         #expect(retention.documentation?.isEmpty == false)
-        #expect(retention.synonyms.map(\.name) == ["retention.ms", "log.retention.hours", "log.retention.ms"])
+        #expect(
+            retention.synonyms.map(\.name) == ["retention.ms", "log.retention.hours", "log.retention.ms"])
         #expect(retention.synonyms.map(\.value) == ["10", "3600000", "604800000"])
         #expect(retention.synonyms.map(\.source) == [1, 4, 5])
         let segment = try #require(result.configs.first { $0.name == "segment.bytes" })

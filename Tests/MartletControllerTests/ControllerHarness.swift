@@ -16,7 +16,8 @@ final class ControllerHarness {
     static let clusterID = UniversalID(high: 0x1122_3344_5566_4788, low: 0x8899_aabb_ccdd_eeff)
 
     init(
-        brokers: Int = 1, staticConfiguration: [String: String] = [:], seed: UInt64 = 1, bootstrap: Bool = true
+        brokers: Int = 1, staticConfiguration: [String: String] = [:], seed: UInt64 = 1,
+        bootstrap: Bool = true
     ) throws {
         generator = SeededGenerator(seed: seed)
         controller = ClusterController(localBroker: BrokerID(0), staticConfiguration: staticConfiguration)
@@ -68,7 +69,9 @@ final class ControllerHarness {
     func snapshotRecords() -> [MetadataRecord] { controller.snapshotRecords() }
 
     @discardableResult
-    func create(_ request: CreateTopicsRequest, origin: RequestOrigin = .client) throws -> CreateTopicsResponse {
+    func create(_ request: CreateTopicsRequest, origin: RequestOrigin = .client) throws
+        -> CreateTopicsResponse
+    {
         let decision = controller.decide(request, origin: origin, generator: &generator)
         try append(decision.records)
         return decision.response
@@ -109,7 +112,9 @@ final class ControllerHarness {
     }
 
     @discardableResult
-    func delete(_ topics: [(name: String?, id: UniversalID)]) throws -> [DeleteTopicsResponse.DeletableTopicResult] {
+    func delete(_ topics: [(name: String?, id: UniversalID)]) throws -> [DeleteTopicsResponse
+        .DeletableTopicResult]
+    {
         var request = DeleteTopicsRequest()
         request.topics = topics.map {
             var topic = DeleteTopicsRequest.DeleteTopicState()
@@ -144,7 +149,8 @@ final class ControllerHarness {
 
     @discardableResult
     func change(
-        _ type: Int8, _ resource: String, _ changes: [(String, Operation, String?)], validateOnly: Bool = false
+        _ type: Int8, _ resource: String, _ changes: [(String, Operation, String?)],
+        validateOnly: Bool = false
     ) throws -> IncrementalAlterConfigsResponse.AlterConfigsResourceResponse {
         var entry = IncrementalAlterConfigsRequest.AlterConfigsResource()
         entry.resourceType = type
@@ -185,7 +191,8 @@ final class ControllerHarness {
     }
 
     func describe(
-        _ type: Int8, _ resource: String, keys: [String]? = nil, synonyms: Bool = false, documentation: Bool = false
+        _ type: Int8, _ resource: String, keys: [String]? = nil, synonyms: Bool = false,
+        documentation: Bool = false
     ) -> DescribeConfigsResponse.DescribeConfigsResult {
         var entry = DescribeConfigsRequest.DescribeConfigsResource()
         entry.resourceType = type

@@ -19,10 +19,16 @@ import Testing
                 try harness.change(
                     2, name,
                     [
-                        ("retention.ms", Bool.random(using: &random) ? .set : .delete, "\(random.next() % 1000)"),
+                        (
+                            "retention.ms", Bool.random(using: &random) ? .set : .delete,
+                            "\(random.next() % 1000)"
+                        ),
                         ("cleanup.policy", Bool.random(using: &random) ? .append : .subtract, "compact"),
                     ])
-            case 8: try harness.change(4, Bool.random(using: &random) ? "" : "0", [("log.roll.ms", .set, "\(random.next() % 1000 + 1)")])
+            case 8:
+                try harness.change(
+                    4, Bool.random(using: &random) ? "" : "0",
+                    [("log.roll.ms", .set, "\(random.next() % 1000 + 1)")])
             case _: _ = try harness.allocate()
             }
         }

@@ -81,11 +81,15 @@ import Testing
         #expect(result.numPartitions == 4)
     }
 
-    @Test func `existing, colliding and repeated names are refused, the rest of the request goes through`() throws {
+    @Test func `existing, colliding and repeated names are refused, the rest of the request goes through`()
+        throws
+    {
         let harness = try ControllerHarness()
         try harness.create("a.b")
         var request = CreateTopicsRequest()
-        request.topics = ["a.b", "a_b", "twice", "twice", "c.d", "c_d", "fine"].map { ControllerHarness.topic($0) }
+        request.topics = ["a.b", "a_b", "twice", "twice", "c.d", "c_d", "fine"].map {
+            ControllerHarness.topic($0)
+        }
         let response = try harness.create(request)
         let codes = Dictionary(uniqueKeysWithValues: response.topics.map { ($0.name, $0.errorCode.code) })
         #expect(
@@ -105,7 +109,8 @@ import Testing
             ("retention.ms", "soon"), ("retention.ms", "-2"), ("cleanup.policy", "delete,burn"),
             ("no.such.config", "1"), ("remote.storage.enable", "true"), ("compression.type", "rar"),
             ("retention.ms", nil), ("message.format.version", "3.0"), ("min.cleanable.dirty.ratio", "1.5"),
-            ("martlet.durability", "maybe"), ("max.compaction.lag.ms", "1000"), ("unclean.leader.election.enable", "true"),
+            ("martlet.durability", "maybe"), ("max.compaction.lag.ms", "1000"),
+            ("unclean.leader.election.enable", "true"),
         ]
         for (name, value) in cases {
             let result = try harness.create("t", configs: [(name, value)])
@@ -117,7 +122,8 @@ import Testing
     @Test func `a flush interval is refused where durability is relaxed`() throws {
         let harness = try ControllerHarness()
         #expect(try harness.create("a", configs: [("flush.messages", "1")]).errorCode.code == .none)
-        let result = try harness.create("b", configs: [("flush.messages", "1"), ("martlet.durability", "relaxed")])
+        let result = try harness.create(
+            "b", configs: [("flush.messages", "1"), ("martlet.durability", "relaxed")])
         #expect(result.errorCode.code == .invalidConfig)
         #expect(result.errorMessage?.contains("martlet.durability") == true)
     }
@@ -165,7 +171,9 @@ import Testing
         let harness = try ControllerHarness()
         let id = try harness.create("a", configs: [("retention.ms", "5")]).topicID
         try harness.create("b")
-        let results = try harness.delete([(nil, id), ("b", .zero), ("c", .zero), (nil, UniversalID(high: 1, low: 1))])
+        let results = try harness.delete([
+            (nil, id), ("b", .zero), ("c", .zero), (nil, UniversalID(high: 1, low: 1)),
+        ])
         #expect(results.map(\.errorCode.code) == [.none, .none, .unknownTopicOrPartition, .unknownTopicID])
         #expect(results[0].name == "a")
         #expect(harness.image.topicCount == 0)

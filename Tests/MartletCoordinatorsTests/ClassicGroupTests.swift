@@ -50,7 +50,8 @@ private typealias Join = ShardHarness.Join
         #expect(harness.groupCount == 0)
         _ = harness.stableGroup("g", members: 1)
         #expect(
-            harness.joinCode(harness.join("g", Join(protocols: [("sticky", ["t"])]))) == .inconsistentGroupProtocol)
+            harness.joinCode(harness.join("g", Join(protocols: [("sticky", ["t"])])))
+                == .inconsistentGroupProtocol)
         #expect(harness.joinCode(harness.join("g", Join(type: "connect"))) == .inconsistentGroupProtocol)
     }
 
@@ -82,7 +83,8 @@ private typealias Join = ShardHarness.Join
     @Test func `the strategy is one that all know, by most votes`() {
         let harness = ShardHarness(GroupConfiguration(initialRebalanceDelayMilliseconds: 100))
         let requests = [
-            [("a", ["t"]), ("b", ["t"]), ("c", ["t"])], [("c", ["t"]), ("b", ["t"])], [("b", ["t"]), ("c", ["t"])],
+            [("a", ["t"]), ("b", ["t"]), ("c", ["t"])], [("c", ["t"]), ("b", ["t"])],
+            [("b", ["t"]), ("c", ["t"])],
             [("b", ["t"]), ("c", ["t"])],
         ].map { harness.joinTwice("g", Join(protocols: $0)).request }
         harness.advance(60_000)
@@ -121,7 +123,8 @@ private typealias Join = ShardHarness.Join
 
     @Test func `who does not come back within the rebalance timeout is out`() {
         let harness = ShardHarness()
-        let (members, _) = harness.stableGroup("g", members: 2, join: Join(session: 1_000_000, rebalance: 5_000))
+        let (members, _) = harness.stableGroup(
+            "g", members: 2, join: Join(session: 1_000_000, rebalance: 5_000))
         let rejoin = harness.join("g", Join(member: members[0], session: 1_000_000, rebalance: 5_000))
         harness.advance(5_001)
         #expect(harness.joined(rejoin)?.members.map(\.memberID) == [members[0]])
@@ -178,7 +181,9 @@ private typealias Join = ShardHarness.Join
         let (members, generation) = harness.stableGroup("g", members: 2)
         for _ in 0..<4 {
             harness.advance(4_000)
-            #expect(harness.heartbeat("g", members[0], generation) == (harness.milliseconds <= 8_000 ? .none : .rebalanceInProgress))
+            #expect(
+                harness.heartbeat("g", members[0], generation)
+                    == (harness.milliseconds <= 8_000 ? .none : .rebalanceInProgress))
         }
         #expect(harness.heartbeat("g", members[1], generation) == .unknownMemberID)
         #expect(harness.joined(harness.join("g", Join(member: members[0])))?.generationID == generation + 1)
@@ -187,7 +192,8 @@ private typealias Join = ShardHarness.Join
 
     @Test func `a member that waits for its rebalance needs no heartbeats`() {
         let harness = ShardHarness()
-        let (members, _) = harness.stableGroup("g", members: 2, join: Join(session: 10_000, rebalance: 60_000))
+        let (members, _) = harness.stableGroup(
+            "g", members: 2, join: Join(session: 10_000, rebalance: 60_000))
         let waiting = harness.join("g", Join(member: members[0]))
         // The other one stays alive by heartbeats without joining.
         for _ in 0..<5 {
@@ -214,7 +220,10 @@ private typealias Join = ShardHarness.Join
     @Test func `members leave in a batch, each with its own answer, and the last one empties the group`() {
         let harness = ShardHarness()
         let (members, _) = harness.stableGroup("g", members: 2)
-        #expect(harness.leave("g", [(members[0], nil), ("ghost", nil), (members[1], nil)]) == [.none, .unknownMemberID, .none])
+        #expect(
+            harness.leave("g", [(members[0], nil), ("ghost", nil), (members[1], nil)]) == [
+                .none, .unknownMemberID, .none,
+            ])
         #expect(harness.summary("g")?.state == "Empty")
         #expect(harness.summary("g")?.generation == 3)
         #expect(harness.leave("nowhere", [("m", nil)]) == [.unknownMemberID])
@@ -237,14 +246,19 @@ private typealias Join = ShardHarness.Join
         harness.advance(200)
         let members = requests.map { harness.joined($0)?.memberID ?? "" }
         let generation = harness.joined(requests[0])?.generationID ?? -1
-        _ = harness.sync("g", members[0], generation, instance: "i1", assignments: [members[0]: "a", members[1]: "b"])
+        _ = harness.sync(
+            "g", members[0], generation, instance: "i1", assignments: [members[0]: "a", members[1]: "b"])
         _ = harness.sync("g", members[1], generation, instance: "i2")
         return (members, generation)
     }
 
-    private func harness() -> ShardHarness { ShardHarness(GroupConfiguration(initialRebalanceDelayMilliseconds: 100)) }
+    private func harness() -> ShardHarness {
+        ShardHarness(GroupConfiguration(initialRebalanceDelayMilliseconds: 100))
+    }
 
-    @Test func `a returning instance takes its old place without a rebalance, and fences its old self`() throws {
+    @Test func `a returning instance takes its old place without a rebalance, and fences its old self`()
+        throws
+    {
         let harness = harness()
         let (members, generation) = stableStaticGroup(harness)
         let back = try #require(harness.joined(harness.join("g", Join(instance: "i2"))))
@@ -252,15 +266,20 @@ private typealias Join = ShardHarness.Join
         #expect(back.generationID == generation)
         #expect(back.memberID != members[1])
         #expect(harness.summary("g")?.state == "Stable")
-        #expect(harness.synced(harness.sync("g", back.memberID, generation, instance: "i2"))?.assignment == ByteBuffer(string: "b"))
+        #expect(
+            harness.synced(harness.sync("g", back.memberID, generation, instance: "i2"))?.assignment
+                == ByteBuffer(string: "b"))
         #expect(harness.heartbeat("g", members[1], generation, instance: "i2") == .fencedInstanceID)
-        let late = harness.commit("g", [("topic", 0, 9)], member: members[1], generation: generation, instance: "i2")
+        let late = harness.commit(
+            "g", [("topic", 0, 9)], member: members[1], generation: generation, instance: "i2")
         #expect(harness.commitCode(late) == .fencedInstanceID)
         // The change of id survives a restart.
         #expect(harness.successor().heartbeat("g", back.memberID, generation, instance: "i2") == .none)
     }
 
-    @Test func `a returning leader skips the assignment if it can, else it is told the former leader's id`() throws {
+    @Test func `a returning leader skips the assignment if it can, else it is told the former leader's id`()
+        throws
+    {
         let harness = harness()
         let (members, _) = stableStaticGroup(harness)
         let modern = try #require(harness.joined(harness.join("g", Join(instance: "i1"))))
@@ -287,7 +306,10 @@ private typealias Join = ShardHarness.Join
     @Test func `an administrator removes a static member by its instance alone`() {
         let harness = harness()
         let (members, generation) = stableStaticGroup(harness)
-        #expect(harness.leave("g", [("", "i2"), ("", "i9"), ("wrong", "i1")]) == [.none, .unknownMemberID, .fencedInstanceID])
+        #expect(
+            harness.leave("g", [("", "i2"), ("", "i9"), ("wrong", "i1")]) == [
+                .none, .unknownMemberID, .fencedInstanceID,
+            ])
         #expect(harness.heartbeat("g", members[0], generation, instance: "i1") == .rebalanceInProgress)
     }
 }
@@ -301,7 +323,9 @@ private typealias Join = ShardHarness.Join
         #expect(successor.summary("g")?.memberIDs == members)
         for (index, member) in members.enumerated() {
             #expect(successor.heartbeat("g", member, generation) == .none)
-            #expect(successor.synced(successor.sync("g", member, generation))?.assignment == ByteBuffer(string: "part \(index)"))
+            #expect(
+                successor.synced(successor.sync("g", member, generation))?.assignment
+                    == ByteBuffer(string: "part \(index)"))
         }
         successor.advance(20_000)
         #expect(successor.summary("g")?.state == "Empty")

@@ -137,7 +137,9 @@ private final class GroupSimulation {
         let wasTaken = harness.inFlight.count > before
         // I18: what is not of the present generation is refused at once, without a record.
         #expect(!wasTaken || isCurrent, "seed \(seed): a commit from outside the generation was taken")
-        #expect(wasTaken || harness.commitCode(id) != ErrorCode.none, "seed \(seed): acknowledged without a record")
+        #expect(
+            wasTaken || harness.commitCode(id) != ErrorCode.none,
+            "seed \(seed): acknowledged without a record")
         commits.append((id, partition, offset))
     }
 
@@ -148,7 +150,8 @@ private final class GroupSimulation {
             if clients[index].phase == .out { join(index) }
         case 6...8:
             guard case .member(let generation) = clients[index].phase else { break }
-            let code = harness.heartbeat("g", clients[index].memberID, generation, instance: clients[index].instance)
+            let code = harness.heartbeat(
+                "g", clients[index].memberID, generation, instance: clients[index].instance)
             clients[index].past.append((clients[index].memberID, generation))
             if code == .rebalanceInProgress || code == .illegalGeneration { clients[index].phase = .out }
             if code == .unknownMemberID || code == .fencedInstanceID { drop(index) }
@@ -189,7 +192,9 @@ private final class GroupSimulation {
             var owners: [Substring: String] = [:]
             for (member, text) in assignments {
                 for part in text.split(separator: ",") {
-                    #expect(owners[part] == nil, "seed \(seed): partition \(part) has two owners in \(generation)")
+                    #expect(
+                        owners[part] == nil, "seed \(seed): partition \(part) has two owners in \(generation)"
+                    )
                     owners[part] = member
                 }
             }
@@ -213,7 +218,9 @@ private final class GroupSimulation {
                 case .member(let generation):
                     let code = harness.heartbeat(
                         "g", clients[index].memberID, generation, instance: clients[index].instance)
-                    if code == .rebalanceInProgress || code == .illegalGeneration { clients[index].phase = .out }
+                    if code == .rebalanceInProgress || code == .illegalGeneration {
+                        clients[index].phase = .out
+                    }
                     if code == .unknownMemberID || code == .fencedInstanceID { drop(index) }
                 }
             }

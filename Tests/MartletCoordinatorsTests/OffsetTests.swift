@@ -38,7 +38,10 @@ private typealias Join = ShardHarness.Join
         let harness = ShardHarness()
         let id = harness.commit("g", [("t", 0, 5)], metadata: String(repeating: "x", count: 4_097))
         #expect(harness.commitCode(id) == .offsetMetadataTooLarge)
-        #expect(harness.commitCode(harness.commit("g", [("t", 0, 5)], metadata: String(repeating: "x", count: 4_096))) == ErrorCode.none)
+        #expect(
+            harness.commitCode(
+                harness.commit("g", [("t", 0, 5)], metadata: String(repeating: "x", count: 4_096)))
+                == ErrorCode.none)
     }
 
     @Test func `only members of the present generation commit to a group that has members`() {
@@ -51,7 +54,9 @@ private typealias Join = ShardHarness.Join
         #expect(code(members[0], generation - 1) == .illegalGeneration)
         #expect(code("ghost", generation) == .unknownMemberID)
         #expect(code("", -1) == .unknownMemberID)
-        #expect(harness.commitCode(harness.commit("new", [("t", 0, 1)], member: "m", generation: 3)) == .groupIDNotFound)
+        #expect(
+            harness.commitCode(harness.commit("new", [("t", 0, 1)], member: "m", generation: 3))
+                == .groupIDNotFound)
         #expect(
             harness.commitCode(
                 harness.commit("new", [("t", 0, 1)], member: "m", generation: 3, reportsMissingGroup: false))
@@ -69,7 +74,9 @@ private typealias Join = ShardHarness.Join
         let rejoined = harness.joined(harness.join("g", Join(member: members[0])))
         let next = rejoined?.generationID ?? 0
         _ = harness.sync("g", members[0], next, assignments: [members[0]: "all"])
-        #expect(harness.commitCode(harness.commit("g", [("t", 0, 100)], member: members[0], generation: next)) == ErrorCode.none)
+        #expect(
+            harness.commitCode(harness.commit("g", [("t", 0, 100)], member: members[0], generation: next))
+                == ErrorCode.none)
         let late = harness.commit("g", [("t", 0, 7)], member: members[1], generation: generation)
         #expect(harness.commitCode(late) == .unknownMemberID)
         #expect(harness.fetched(harness.fetch("g")) == ["t-0": 100])
@@ -82,11 +89,14 @@ private typealias Join = ShardHarness.Join
         let harness = ShardHarness()
         let (members, generation) = harness.stableGroup("g", members: 2)
         _ = harness.join("g", Join(member: members[0]))
-        #expect(harness.commitCode(harness.commit("g", [("t", 0, 1)], member: members[1], generation: generation)) == ErrorCode.none)
+        #expect(
+            harness.commitCode(harness.commit("g", [("t", 0, 1)], member: members[1], generation: generation))
+                == ErrorCode.none)
         _ = harness.join("g", Join(member: members[1]))
         #expect(harness.summary("g")?.state == "CompletingRebalance")
         #expect(
-            harness.commitCode(harness.commit("g", [("t", 0, 1)], member: members[1], generation: generation + 1))
+            harness.commitCode(
+                harness.commit("g", [("t", 0, 1)], member: members[1], generation: generation + 1))
                 == .rebalanceInProgress)
     }
 
@@ -104,7 +114,8 @@ private typealias Join = ShardHarness.Join
     @Test func `offsets in use cannot be deleted, others can`() {
         let harness = ShardHarness()
         let (members, generation) = harness.stableGroup("g", members: 1)
-        _ = harness.commit("g", [("topic", 0, 1), ("other", 0, 2)], member: members[0], generation: generation)
+        _ = harness.commit(
+            "g", [("topic", 0, 1), ("other", 0, 2)], member: members[0], generation: generation)
         func delete(_ topic: String) -> (ErrorCode, ErrorCode?) {
             var request = OffsetDeleteRequest()
             request.groupID = "g"
@@ -133,7 +144,8 @@ private typealias Join = ShardHarness.Join
     @Test func `offsets of an empty group outlive it by the retention, those of a living one stay`() {
         let harness = ShardHarness()
         let (members, generation) = harness.stableGroup("g", members: 1)
-        _ = harness.commit("g", [("topic", 0, 1), ("left", 0, 2)], member: members[0], generation: generation)
+        _ = harness.commit(
+            "g", [("topic", 0, 1), ("left", 0, 2)], member: members[0], generation: generation)
         for _ in 0..<4 {
             harness.advance(5_000)
             _ = harness.heartbeat("g", members[0], generation)
@@ -157,7 +169,9 @@ private typealias Join = ShardHarness.Join
         let harness = ShardHarness()
         _ = harness.commit("g", [("short", 0, 1), ("forever", 0, 2), ("unknown", 0, 3)])
         harness.advance(1_000_000)
-        harness.handle(.expirationDue(OffsetRetention(fixedMilliseconds: nil, topicMilliseconds: ["short": 1_000, "forever": nil])))
+        harness.handle(
+            .expirationDue(
+                OffsetRetention(fixedMilliseconds: nil, topicMilliseconds: ["short": 1_000, "forever": nil])))
         #expect(harness.fetched(harness.fetch("g")) == ["forever-0": 2, "unknown-0": 3])
     }
 }
@@ -266,7 +280,11 @@ private typealias Join = ShardHarness.Join
             #expect(decoded.offset == 7)
         }
         #expect(try CoordinatorRecord.decode(key: ByteBuffer(bytes: [0, 99, 1, 2]), value: nil) == nil)
-        #expect(throws: DecodeError.self) { try CoordinatorRecord.decode(key: ByteBuffer(bytes: [0]), value: nil) }
-        #expect(throws: DecodeError.self) { try CoordinatorRecord.decode(key: ByteBuffer(bytes: [0, 1, 0, 9]), value: nil) }
+        #expect(throws: DecodeError.self) {
+            try CoordinatorRecord.decode(key: ByteBuffer(bytes: [0]), value: nil)
+        }
+        #expect(throws: DecodeError.self) {
+            try CoordinatorRecord.decode(key: ByteBuffer(bytes: [0, 1, 0, 9]), value: nil)
+        }
     }
 }

@@ -24,7 +24,10 @@ final class ShardHarness {
 
     static let epoch: Int64 = 1_700_000_000_000
 
-    init(_ configuration: GroupConfiguration = GroupConfiguration(initialRebalanceDelayMilliseconds: 0), log: [CoordinatorRecord] = []) {
+    init(
+        _ configuration: GroupConfiguration = GroupConfiguration(initialRebalanceDelayMilliseconds: 0),
+        log: [CoordinatorRecord] = []
+    ) {
         self.configuration = configuration
         shard = GroupCoordinatorShard(configuration: configuration)
         for record in log { shard.replay(record, now: moment.timestamp) }
@@ -179,13 +182,17 @@ final class ShardHarness {
         return send(.syncGroup(request))
     }
 
-    func heartbeat(_ group: String, _ member: String, _ generation: Int32, instance: String? = nil) -> ErrorCode {
+    func heartbeat(_ group: String, _ member: String, _ generation: Int32, instance: String? = nil)
+        -> ErrorCode
+    {
         var request = HeartbeatRequest()
         request.groupID = group
         request.memberID = member
         request.generationID = generation
         request.groupInstanceID = instance
-        guard case .heartbeat(let response)? = responses[send(.heartbeat(request))] else { return .unknownServerError }
+        guard case .heartbeat(let response)? = responses[send(.heartbeat(request))] else {
+            return .unknownServerError
+        }
         return ErrorCode(rawValue: response.errorCode)
     }
 
@@ -247,7 +254,9 @@ final class ShardHarness {
         guard case .offsetFetch(let response)? = responses[id] else { return nil }
         var offsets: [String: Int64] = [:]
         for topic in response.topics {
-            for partition in topic.partitions { offsets["\(topic.name)-\(partition.partitionIndex)"] = partition.committedOffset }
+            for partition in topic.partitions {
+                offsets["\(topic.name)-\(partition.partitionIndex)"] = partition.committedOffset
+            }
         }
         return offsets
     }
@@ -279,7 +288,9 @@ final class ShardHarness {
     }
 
     /// A stable group of `count` dynamic members, in the order of joining; the leader is the first.
-    func stableGroup(_ group: String, members count: Int, join: Join = Join()) -> (members: [String], generation: Int32) {
+    func stableGroup(_ group: String, members count: Int, join: Join = Join()) -> (
+        members: [String], generation: Int32
+    ) {
         var requests: [(request: RequestID, member: String)] = []
         for _ in 0..<count {
             requests.append(joinTwice(group, join))
@@ -294,7 +305,9 @@ final class ShardHarness {
         let members = requests.map(\.member)
         let assignments = Dictionary(uniqueKeysWithValues: members.enumerated().map { ($1, "part \($0)") })
         for member in members {
-            _ = sync(group, member, generation, assignments: member == joined(requests[0].request)?.leader ? assignments : [:])
+            _ = sync(
+                group, member, generation,
+                assignments: member == joined(requests[0].request)?.leader ? assignments : [:])
         }
         return (members, generation)
     }

@@ -115,7 +115,8 @@ final class GroupShardShell: @unchecked Sendable {
             loop.logger.info(
                 "group rebalanced",
                 metadata: [
-                    "group": "\(report.group)", "generation": "\(report.generation)", "reason": "\(report.reason)",
+                    "group": "\(report.group)", "generation": "\(report.generation)",
+                    "reason": "\(report.reason)",
                     "members": "\(report.memberCount)", "milliseconds": "\(report.durationMilliseconds)",
                 ])
         }
@@ -265,7 +266,9 @@ final class GroupShardShell: @unchecked Sendable {
             guard !header.isControl else { continue }
             var iterator = try RecordIterator(batch)
             while let view = try iterator.next() {
-                guard let key = view.key, let record = try CoordinatorRecord.decode(key: key, value: view.value) else {
+                guard let key = view.key,
+                    let record = try CoordinatorRecord.decode(key: key, value: view.value)
+                else {
                     continue
                 }
                 records.append(record)
@@ -300,7 +303,9 @@ final class GroupShardShell: @unchecked Sendable {
         if case .loading(let queue) = phase { waiting = queue }
         discard()
         phase = .failed(until: .now() + Self.retryDelay)
-        for (id, request) in waiting { answer(id, GroupCoordinatorShard.refusal(request, .coordinatorNotAvailable)) }
+        for (id, request) in waiting {
+            answer(id, GroupCoordinatorShard.refusal(request, .coordinatorNotAvailable))
+        }
     }
 
     private func expire() {
@@ -312,7 +317,8 @@ final class GroupShardShell: @unchecked Sendable {
                 guard let topic = loop.image.topic(named: name) else { continue }
                 // A compacted topic keeps the last record of each key, and so its readers' positions.
                 let keeps = !topic.configuration.cleanupPolicy.contains(.delete)
-                retention.topicMilliseconds[name] = .some(keeps ? nil : topic.configuration.retentionMilliseconds)
+                retention.topicMilliseconds[name] = .some(
+                    keeps ? nil : topic.configuration.retentionMilliseconds)
             }
         }
         handle(.expirationDue(retention))

@@ -68,7 +68,9 @@ extension RequestContext {
 
     /// Which groups each shard is asked about, with the positions of their answers in the request.
     package func groupsByShard(_ ids: [String]) -> [(key: PartitionKey, groups: [String])] {
-        guard let topic = image.topic(named: TopicName.consumerOffsets), !topic.partitions.isEmpty else { return [] }
+        guard let topic = image.topic(named: TopicName.consumerOffsets), !topic.partitions.isEmpty else {
+            return []
+        }
         var byIndex: [Int32: [String]] = [:]
         for id in ids {
             let index = GroupPartitioner.partition(for: id, count: Int32(clamping: topic.partitions.count))

@@ -10,7 +10,9 @@ extension ClusterController {
         var overrides: [String: String] = [:]
         for config in configs {
             guard let value = config.value else {
-                throw .init(.invalidConfig, "Configuration \(config.name) has no value; leave it out to get the default")
+                throw .init(
+                    .invalidConfig,
+                    "Configuration \(config.name) has no value; leave it out to get the default")
             }
             guard overrides[config.name] == nil else {
                 throw .init(.invalidConfig, "Configuration \(config.name) is given twice")
@@ -40,7 +42,8 @@ extension ClusterController {
     /// AlterConfigs (legacy): the values given replace all values of the resource.
     package borrowing func decide(_ request: AlterConfigsRequest) -> Decision<AlterConfigsResponse> {
         var decision = Decision(response: AlterConfigsResponse())
-        let duplicates = Self.repeated(request.resources.map { ResourceKey($0.resourceType, $0.resourceName) })
+        let duplicates = Self.repeated(
+            request.resources.map { ResourceKey($0.resourceType, $0.resourceName) })
         var seen: Set<ResourceKey> = []
         for resource in request.resources {
             let key = ResourceKey(resource.resourceType, resource.resourceName)
@@ -54,7 +57,9 @@ extension ClusterController {
                 var values: [String: String] = [:]
                 for config in resource.configs {
                     guard let value = config.value else {
-                        throw .init(.invalidConfig, "Configuration \(config.name) has no value; leave it out to reset it")
+                        throw .init(
+                            .invalidConfig,
+                            "Configuration \(config.name) has no value; leave it out to reset it")
                     }
                     guard values[config.name] == nil else {
                         throw .init(.invalidRequest, "Configuration \(config.name) is given twice")
@@ -77,7 +82,8 @@ extension ClusterController {
         _ request: IncrementalAlterConfigsRequest
     ) -> Decision<IncrementalAlterConfigsResponse> {
         var decision = Decision(response: IncrementalAlterConfigsResponse())
-        let duplicates = Self.repeated(request.resources.map { ResourceKey($0.resourceType, $0.resourceName) })
+        let duplicates = Self.repeated(
+            request.resources.map { ResourceKey($0.resourceType, $0.resourceName) })
         var seen: Set<ResourceKey> = []
         for resource in request.resources {
             let key = ResourceKey(resource.resourceType, resource.resourceName)
@@ -114,7 +120,9 @@ extension ClusterController {
         let name = config.name
         guard let operation = ConfigOperation(rawValue: config.configOperation) else {
             throw .init(
-                .invalidRequest, "Operation \(config.configOperation) on \(name) is unknown; 0 sets, 1 deletes, 2 appends, 3 subtracts")
+                .invalidRequest,
+                "Operation \(config.configOperation) on \(name) is unknown; 0 sets, 1 deletes, 2 appends, 3 subtracts"
+            )
         }
         if operation == .delete {
             // A value left over from another release must remain deletable, so unknown names pass.
@@ -131,9 +139,13 @@ extension ClusterController {
             values[name] = try checkedValue(target, name, value)
             return
         }
-        guard let definition = definition(target, name) else { throw .init(.invalidConfig, unknown(target, name)) }
+        guard let definition = definition(target, name) else {
+            throw .init(.invalidConfig, unknown(target, name))
+        }
         guard definition.type == .list else {
-            throw .init(.invalidConfig, "Configuration \(name) is not a list: append and subtract do not apply, set it")
+            throw .init(
+                .invalidConfig,
+                "Configuration \(name) is not a list: append and subtract do not apply, set it")
         }
         var items = ConfigText.items(values[name] ?? definition.defaultValue ?? "")
         let changed = ConfigText.items(value)
@@ -184,7 +196,8 @@ extension ClusterController {
         case .broker(let id):
             guard let id else { return resource }
             guard state.broker(id) != nil || id == state.localBroker else {
-                throw .init(.invalidRequest, "Broker \(id) is not registered; an empty name means all brokers")
+                throw .init(
+                    .invalidRequest, "Broker \(id) is not registered; an empty name means all brokers")
             }
         }
         return resource
@@ -227,7 +240,8 @@ extension ClusterController {
             guard !definition.isReadOnly else {
                 throw .init(
                     .invalidRequest,
-                    "Configuration \(name) cannot be changed while the broker runs; set it in its configuration and restart it")
+                    "Configuration \(name) cannot be changed while the broker runs; set it in its configuration and restart it"
+                )
             }
             if let problem = definition.problem(with: value) { throw .init(.invalidConfig, problem) }
             return definition.normalized(value)

@@ -35,7 +35,8 @@ package enum BrokerConfigName {
 /// are accepted here without effect, each with the reason. Names outside the table are refused.
 package enum BrokerConfigTable {
     private static let hour: Int64 = 3_600_000
-    private static let quorum = "it belongs to the replication and quorum of several brokers, which this release does not have"
+    private static let quorum =
+        "it belongs to the replication and quorum of several brokers, which this release does not have"
     private static let threads = "the broker runs one event loop per core"
     private static let purgatory = "waiting requests cost nothing until they are answered"
     private static let cleaner = "compaction takes its memory and bandwidth from the broker's own budget"
@@ -83,13 +84,15 @@ package enum BrokerConfigTable {
             BrokerConfigName.autoCreateTopics, .boolean, default: "false", readOnly: true,
             "Create a topic when a client that asks for it by name allows that."),
         .init("broker.id", .int, default: nil, .atLeast(-1), readOnly: true, "Former name of node.id."),
-        .init(BrokerConfigName.rack, .string, default: nil, readOnly: true, "Rack or zone this broker runs in."),
+        .init(
+            BrokerConfigName.rack, .string, default: nil, readOnly: true, "Rack or zone this broker runs in."),
         .init(
             BrokerConfigName.connectionsMaxIdle, .long, default: "600000", readOnly: true,
             "Milliseconds without a request after which a connection is closed; negative for never."),
         .init(
             BrokerConfigName.defaultReplicationFactor, .int, default: "-1", .atLeast(-1), readOnly: true,
-            "Replicas of a topic created without a number; -1 means 3 in a cluster of three or more brokers, else 1."),
+            "Replicas of a topic created without a number; -1 means 3 in a cluster of three or more brokers, else 1."
+        ),
         .init(
             BrokerConfigName.deleteTopicEnable, .boolean, default: "true", readOnly: true,
             "Whether topics can be deleted at all."),
@@ -103,7 +106,9 @@ package enum BrokerConfigTable {
             BrokerConfigName.logCleanerBackoff, .long, default: "15000", .atLeast(0), readOnly: true,
             "Milliseconds between two looks for partitions that need compaction."),
         .init(BrokerConfigName.logDir, .string, default: nil, readOnly: true, "Directory of the data."),
-        .init(BrokerConfigName.logDirs, .list, default: nil, readOnly: true, "Directories of the data; one is supported."),
+        .init(
+            BrokerConfigName.logDirs, .list, default: nil, readOnly: true,
+            "Directories of the data; one is supported."),
         .init(
             BrokerConfigName.logRetentionCheckInterval, .long, default: "300000", .atLeast(1), readOnly: true,
             "Milliseconds between two looks for segments that retention may remove."),
@@ -117,7 +122,9 @@ package enum BrokerConfigTable {
         .init(
             BrokerConfigName.fetchSessionSlots, .int, default: "1000", .atLeast(0), readOnly: true,
             "Incremental fetch sessions kept; older idle ones make room."),
-        .init(BrokerConfigName.nodeID, .int, default: "0", .atLeast(0), readOnly: true, "Number of this broker in its cluster."),
+        .init(
+            BrokerConfigName.nodeID, .int, default: "0", .atLeast(0), readOnly: true,
+            "Number of this broker in its cluster."),
         .init(
             BrokerConfigName.numPartitions, .int, default: "1", .atLeast(1), readOnly: true,
             "Partitions of a topic created without a number."),
@@ -126,7 +133,8 @@ package enum BrokerConfigTable {
             "Milliseconds after which the state of an idle idempotent producer is forgotten."),
         .init(
             BrokerConfigName.queuedMaxRequestBytes, .long, default: "-1", .atLeast(-1), readOnly: true,
-            "Bytes of requests in memory beyond which connections are not read; -1 for the broker's own choice."),
+            "Bytes of requests in memory beyond which connections are not read; -1 for the broker's own choice."
+        ),
         .init(
             BrokerConfigName.socketRequestMaxBytes, .int, default: "104857600", .atLeast(1), readOnly: true,
             "Largest request in bytes; a connection that announces more is closed."),
@@ -149,19 +157,24 @@ package enum BrokerConfigTable {
             BrokerConfigName.offsetMetadataMaxBytes, .int, default: "4096", .atLeast(0), readOnly: true,
             "Largest text in bytes a client may store beside a committed offset."),
         .init(
-            BrokerConfigName.offsetsRetentionCheckInterval, .long, default: "600000", .atLeast(1), readOnly: true,
+            BrokerConfigName.offsetsRetentionCheckInterval, .long, default: "600000", .atLeast(1),
+            readOnly: true,
             "Milliseconds between two looks for committed offsets that may be forgotten."),
         .init(
             BrokerConfigName.offsetsRetentionMinutes, .int, default: nil, .atLeast(1), readOnly: true,
-            "Minutes that committed offsets outlive their group's last member; unless set, offsets are kept as long as their topic keeps its records."),
+            "Minutes that committed offsets outlive their group's last member; unless set, offsets are kept as long as their topic keeps its records."
+        ),
         .init(
             BrokerConfigName.offsetsTopicPartitions, .int, default: "50", .atLeast(1), readOnly: true,
             "Partitions of the internal topic of committed offsets, fixed when it is created."),
         .init(
-            BrokerConfigName.offsetsTopicReplicationFactor, .short, default: "-1", .atLeast(-1), readOnly: true,
-            "Replicas of the internal topic of committed offsets; -1 means 3 in a cluster of three or more brokers, else 1."),
+            BrokerConfigName.offsetsTopicReplicationFactor, .short, default: "-1", .atLeast(-1),
+            readOnly: true,
+            "Replicas of the internal topic of committed offsets; -1 means 3 in a cluster of three or more brokers, else 1."
+        ),
         .init(
-            BrokerConfigName.offsetsTopicSegmentBytes, .int, default: "104857600", .atLeast(1), readOnly: true,
+            BrokerConfigName.offsetsTopicSegmentBytes, .int, default: "104857600", .atLeast(1),
+            readOnly: true,
             "Segment size of the internal topic of committed offsets."),
     ]
 
@@ -189,23 +202,35 @@ package enum BrokerConfigTable {
         ignored("controller.socket.timeout.ms", .int, "30000", quorum),
         ignored("delete.records.purgatory.purge.interval.requests", .int, "1", purgatory),
         ignored("fetch.purgatory.purge.interval.requests", .int, "1000", purgatory),
-        ignored("group.consumer.heartbeat.interval.ms", .int, "5000", "consumer groups of KIP-848 are not served yet"),
-        ignored("group.consumer.session.timeout.ms", .int, "45000", "consumer groups of KIP-848 are not served yet"),
-        ignored("group.coordinator.append.linger.ms", .int, "-1", "records of one turn of the loop are appended together"),
-        ignored("group.coordinator.rebalance.protocols", .list, "classic", "only classic groups are served yet"),
+        ignored(
+            "group.consumer.heartbeat.interval.ms", .int, "5000",
+            "consumer groups of KIP-848 are not served yet"),
+        ignored(
+            "group.consumer.session.timeout.ms", .int, "45000",
+            "consumer groups of KIP-848 are not served yet"),
+        ignored(
+            "group.coordinator.append.linger.ms", .int, "-1",
+            "records of one turn of the loop are appended together"),
+        ignored(
+            "group.coordinator.rebalance.protocols", .list, "classic", "only classic groups are served yet"),
         ignored("group.coordinator.threads", .int, "4", threads),
         ignored("inter.broker.listener.name", .string, nil, quorum),
         ignored("leader.imbalance.check.interval.seconds", .long, "300", quorum),
         ignored("listener.security.protocol.map", .string, "PLAINTEXT:PLAINTEXT", security),
         ignored("log.cleaner.dedupe.buffer.size", .long, "134217728", cleaner),
-        ignored("log.cleaner.enable", .boolean, "true", "compaction always runs, since internal topics need it"),
+        ignored(
+            "log.cleaner.enable", .boolean, "true", "compaction always runs, since internal topics need it"),
         ignored("log.cleaner.io.buffer.load.factor", .double, "0.9", cleaner),
         ignored("log.cleaner.io.buffer.size", .int, "524288", cleaner),
         ignored("log.cleaner.io.max.bytes.per.second", .double, "1.7976931348623157E308", cleaner),
         ignored("log.cleaner.threads", .int, "1", cleaner),
         ignored("log.dir.failure.timeout.ms", .long, "30000", "there is one log directory"),
-        ignored("log.flush.offset.checkpoint.interval.ms", .int, "60000", "recovery points are written as segments are flushed"),
-        ignored("log.flush.start.offset.checkpoint.interval.ms", .int, "60000", "log start offsets are written when they change"),
+        ignored(
+            "log.flush.offset.checkpoint.interval.ms", .int, "60000",
+            "recovery points are written as segments are flushed"),
+        ignored(
+            "log.flush.start.offset.checkpoint.interval.ms", .int, "60000",
+            "log start offsets are written when they change"),
         ignored("log.initial.task.delay.ms", .long, "30000", "background work starts with the broker"),
         ignored("max.connection.creation.rate", .int, "2147483647", "connections are not throttled by rate"),
         ignored("max.connections.per.ip.overrides", .string, "", "one limit holds for all addresses"),

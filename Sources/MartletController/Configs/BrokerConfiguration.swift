@@ -37,13 +37,17 @@ package struct BrokerConfiguration: Sendable, Equatable {
             }
             return definition.normalized(value)
         }
-        func optional(_ name: String) -> Int64? { text(name).flatMap(Int64.init).flatMap { $0 < 0 ? nil : $0 } }
+        func optional(_ name: String) -> Int64? {
+            text(name).flatMap(Int64.init).flatMap { $0 < 0 ? nil : $0 }
+        }
         func number(_ name: String) -> Int64 { text(name).flatMap(Int64.init) ?? 0 }
 
         autoCreateTopics = text(BrokerConfigName.autoCreateTopics) == "true"
         deleteTopicEnable = text(BrokerConfigName.deleteTopicEnable) == "true"
         defaultPartitionCount = Int32(clamping: number(BrokerConfigName.numPartitions))
-        defaultReplicationFactor = optional(BrokerConfigName.defaultReplicationFactor).map { Int16(clamping: $0) }
+        defaultReplicationFactor = optional(BrokerConfigName.defaultReplicationFactor).map {
+            Int16(clamping: $0)
+        }
         fetchMaxBytes = Int(number(BrokerConfigName.fetchMaxBytes))
         fetchSessionSlots = Int(number(BrokerConfigName.fetchSessionSlots))
         groupInitialRebalanceDelayMilliseconds = number(BrokerConfigName.groupInitialRebalanceDelay)

@@ -148,7 +148,9 @@ package struct ConfigDefinition: Sendable {
             }
             return nil
         case .fraction:
-            guard let number = Double(text), number >= 0, number <= 1 else { return "must be between 0 and 1" }
+            guard let number = Double(text), number >= 0, number <= 1 else {
+                return "must be between 0 and 1"
+            }
             return nil
         case .oneOf(let words):
             return words.contains(text) ? nil : "must be one of \(words.joined(separator: ", "))"
@@ -193,7 +195,8 @@ package struct ConfigTable: Sendable {
         self.definitions = definitions.sorted { $0.name < $1.name }
         var positions: [String: Int] = [:]
         for (index, definition) in self.definitions.enumerated() {
-            precondition(positions[definition.name] == nil, "configuration \(definition.name) is defined twice")
+            precondition(
+                positions[definition.name] == nil, "configuration \(definition.name) is defined twice")
             positions[definition.name] = index
         }
         self.positions = positions

@@ -62,11 +62,14 @@ package struct BrokerConfigValues: Sendable, Equatable {
         for source in Self.settable {
             for synonym in definition.synonyms {
                 guard let value = values(source)[synonym.name] else { continue }
-                layers.append(.init(name: synonym.name, value: Self.scaled(value, by: synonym.scale), source: source))
+                layers.append(
+                    .init(name: synonym.name, value: Self.scaled(value, by: synonym.scale), source: source))
             }
         }
         if let value = definition.defaultValue {
-            layers.append(.init(name: definition.synonyms.first?.name ?? definition.name, value: value, source: .default))
+            layers.append(
+                .init(
+                    name: definition.synonyms.first?.name ?? definition.name, value: value, source: .default))
         }
         return ResolvedConfig(definition: definition, layers: layers)
     }

@@ -54,14 +54,17 @@ extension MetadataImage {
         case .broker(nil):
             // The cluster-wide default shows only what is set there, as Kafka does.
             return BrokerConfigTable.table.definitions.compactMap { definition in
-                guard let value = brokerValues.clusterDefault[definition.name], wanted?.contains(definition.name) ?? true
+                guard let value = brokerValues.clusterDefault[definition.name],
+                    wanted?.contains(definition.name) ?? true
                 else { return nil }
                 let layer = ConfigLayer(name: definition.name, value: value, source: .dynamicClusterDefault)
                 return (ResolvedConfig(definition: definition, layers: [layer]), false)
             }
         case .broker(.some(let id)):
             guard id == localBroker else {
-                throw .init(.invalidRequest, "This is broker \(localBroker); ask broker \(id) for its own configuration")
+                throw .init(
+                    .invalidRequest,
+                    "This is broker \(localBroker); ask broker \(id) for its own configuration")
             }
             return BrokerConfigTable.table.definitions.compactMap { definition in
                 guard wanted?.contains(definition.name) ?? !definition.isHidden else { return nil }

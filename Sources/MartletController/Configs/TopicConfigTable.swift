@@ -40,11 +40,13 @@ package enum TopicConfigTable {
         .init(
             TopicConfigName.cleanupPolicy, .list, default: "delete", .listOf(["delete", "compact"]),
             synonyms: [.init("log.cleanup.policy")],
-            "What happens to old segments: 'delete' removes them by age or size, 'compact' keeps the last record of each key; both may be given, and an empty list keeps everything."),
+            "What happens to old segments: 'delete' removes them by age or size, 'compact' keeps the last record of each key; both may be given, and an empty list keeps everything."
+        ),
         .init(
             TopicConfigName.compressionGzipLevel, .int, default: "-1", .between(-1, 9),
             synonyms: [.init("compression.gzip.level")],
-            "Effort of gzip, 1 (fast) to 9 (small), -1 for the library's choice, when the broker itself compresses."),
+            "Effort of gzip, 1 (fast) to 9 (small), -1 for the library's choice, when the broker itself compresses."
+        ),
         .init(
             TopicConfigName.compressionLZ4Level, .int, default: "9", .between(1, 17),
             synonyms: [.init("compression.lz4.level")],
@@ -53,7 +55,8 @@ package enum TopicConfigTable {
             TopicConfigName.compressionType, .string, default: "producer",
             .oneOf(["uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"]),
             synonyms: [.init("compression.type")],
-            "Codec of stored batches. 'producer' keeps the producer's bytes as they are, which is the fast path; any other codec makes the broker re-encode batches that arrive in a different one."),
+            "Codec of stored batches. 'producer' keeps the producer's bytes as they are, which is the fast path; any other codec makes the broker re-encode batches that arrive in a different one."
+        ),
         .init(
             TopicConfigName.compressionZstdLevel, .int, default: "3", .between(-131_072, 22),
             synonyms: [.init("compression.zstd.level")],
@@ -61,21 +64,28 @@ package enum TopicConfigTable {
         .init(
             TopicConfigName.deleteRetention, .long, default: "86400000", .atLeast(0),
             synonyms: [.init("log.cleaner.delete.retention.ms")],
-            "How long, in milliseconds, a tombstone stays readable after compaction has reached it, so that a reader that is behind still learns of the deletion."),
+            "How long, in milliseconds, a tombstone stays readable after compaction has reached it, so that a reader that is behind still learns of the deletion."
+        ),
         .init(
             TopicConfigName.fileDeleteDelay, .long, default: "60000", .atLeast(0),
             synonyms: [.init("log.segment.delete.delay.ms")],
             "Milliseconds between taking a segment out of the log and removing its files."),
         .init(
             TopicConfigName.flushMessages, .long, default: largest, .atLeast(1),
-            support: .noEffect("with martlet.durability=fsync every acknowledged record is flushed, which is stricter than any value"),
+            support: .noEffect(
+                "with martlet.durability=fsync every acknowledged record is flushed, which is stricter than any value"
+            ),
             synonyms: [.init("log.flush.interval.messages")],
-            "Records between two flushes. The durable mode flushes before it acknowledges, whatever the number; with martlet.durability=relaxed a value below the default is refused."),
+            "Records between two flushes. The durable mode flushes before it acknowledges, whatever the number; with martlet.durability=relaxed a value below the default is refused."
+        ),
         .init(
             TopicConfigName.flushInterval, .long, default: largest, .atLeast(0),
-            support: .noEffect("with martlet.durability=fsync every acknowledged record is flushed, which is stricter than any value"),
+            support: .noEffect(
+                "with martlet.durability=fsync every acknowledged record is flushed, which is stricter than any value"
+            ),
             synonyms: [.init("log.flush.interval.ms"), .init("log.flush.scheduler.interval.ms")],
-            "Milliseconds between two flushes. The durable mode flushes before it acknowledges, whatever the number; with martlet.durability=relaxed a value below the default is refused."),
+            "Milliseconds between two flushes. The durable mode flushes before it acknowledges, whatever the number; with martlet.durability=relaxed a value below the default is refused."
+        ),
         .init(
             "follower.replication.throttled.replicas", .list, default: "",
             support: .defaultOnly("replication is not throttled per partition in this release"),
@@ -102,17 +112,21 @@ package enum TopicConfigTable {
         .init(
             TopicConfigName.durability, .string, default: "fsync", .oneOf(["fsync", "relaxed"]),
             synonyms: [.init("martlet.durability")],
-            "What an acks=all acknowledgement promises: 'fsync' that the record is on disk on every in-sync replica, 'relaxed' that it is in their memory, as Kafka does. Consumers never see past the same mark."),
+            "What an acks=all acknowledgement promises: 'fsync' that the record is on disk on every in-sync replica, 'relaxed' that it is in their memory, as Kafka does. Consumers never see past the same mark."
+        ),
         .init(
             TopicConfigName.validation, .string, default: "records", .oneOf(["records", "header"]),
             synonyms: [.init("martlet.validation")],
-            "How far the broker checks a batch before it stores it: 'records' looks at every record, decompressing if needed; 'header' trusts what the checksum covers."),
+            "How far the broker checks a batch before it stores it: 'records' looks at every record, decompressing if needed; 'header' trusts what the checksum covers."
+        ),
         .init(
             TopicConfigName.maxCompactionLag, .long, default: largest, .atLeast(1),
             support: .defaultOnly(
-                "compaction starts by the share of dirty bytes alone; use a small min.cleanable.dirty.ratio and segment.ms"),
+                "compaction starts by the share of dirty bytes alone; use a small min.cleanable.dirty.ratio and segment.ms"
+            ),
             synonyms: [.init("log.cleaner.max.compaction.lag.ms")],
-            "Milliseconds after which a record must have been considered by compaction, however clean the log is."),
+            "Milliseconds after which a record must have been considered by compaction, however clean the log is."
+        ),
         .init(
             TopicConfigName.maxMessageBytes, .int, default: "1048588", .atLeast(0),
             synonyms: [.init("message.max.bytes")],
@@ -120,13 +134,16 @@ package enum TopicConfigTable {
         .init(
             TopicConfigName.timestampAfterMax, .long, default: "3600000", .atLeast(0),
             synonyms: [.init("log.message.timestamp.after.max.ms")],
-            "How many milliseconds a record's timestamp may lie ahead of the broker's clock; later ones are refused."),
+            "How many milliseconds a record's timestamp may lie ahead of the broker's clock; later ones are refused."
+        ),
         .init(
             TopicConfigName.timestampBeforeMax, .long, default: largest, .atLeast(0),
             synonyms: [.init("log.message.timestamp.before.max.ms")],
-            "How many milliseconds a record's timestamp may lie behind the broker's clock; earlier ones are refused."),
+            "How many milliseconds a record's timestamp may lie behind the broker's clock; earlier ones are refused."
+        ),
         .init(
-            TopicConfigName.timestampType, .string, default: "CreateTime", .oneOf(["CreateTime", "LogAppendTime"]),
+            TopicConfigName.timestampType, .string, default: "CreateTime",
+            .oneOf(["CreateTime", "LogAppendTime"]),
             synonyms: [.init("log.message.timestamp.type")],
             "Whether records keep the producer's timestamp or get the broker's at append."),
         .init(
@@ -140,10 +157,12 @@ package enum TopicConfigTable {
         .init(
             TopicConfigName.minInsyncReplicas, .int, default: "1", .atLeast(1),
             synonyms: [.init("min.insync.replicas")],
-            "Replicas that must be in sync before a write with acks=all is taken; at most the replicas the partition has count."),
+            "Replicas that must be in sync before a write with acks=all is taken; at most the replicas the partition has count."
+        ),
         .init(
             "preallocate", .boolean, default: "false",
-            support: .noEffect("segments are preallocated off the write path where the file system gains from it"),
+            support: .noEffect(
+                "segments are preallocated off the write path where the file system gains from it"),
             synonyms: [.init("log.preallocate")],
             "Reserve a segment's space when it is created."),
         .init(
@@ -176,16 +195,20 @@ package enum TopicConfigTable {
             "Largest size in bytes of a segment's offset index; the segment is closed when it is reached."),
         .init(
             TopicConfigName.segmentJitter, .long, default: "0", .atLeast(0),
-            support: .noEffect("a segment is closed by the append that finds it too old, so partitions do not roll in step"),
+            support: .noEffect(
+                "a segment is closed by the append that finds it too old, so partitions do not roll in step"),
             synonyms: [.init("log.roll.jitter.ms"), .init("log.roll.jitter.hours", scale: hour)],
-            "Random milliseconds by which segments of different partitions are closed earlier, so that they do not all roll at once."),
+            "Random milliseconds by which segments of different partitions are closed earlier, so that they do not all roll at once."
+        ),
         .init(
             TopicConfigName.segmentInterval, .long, default: "604800000", .atLeast(1),
             synonyms: [.init("log.roll.ms"), .init("log.roll.hours", scale: hour)],
-            "Milliseconds after which a segment is closed even if it is not full, so that retention can reach its records."),
+            "Milliseconds after which a segment is closed even if it is not full, so that retention can reach its records."
+        ),
         .init(
             "unclean.leader.election.enable", .boolean, default: "false",
-            support: .defaultOnly("electing a replica that may lack acknowledged records would break the durability promise"),
+            support: .defaultOnly(
+                "electing a replica that may lack acknowledged records would break the durability promise"),
             synonyms: [.init("unclean.leader.election.enable")],
             "Let a replica outside the in-sync set become leader as a last resort, losing records."),
     ])
@@ -198,7 +221,8 @@ package enum TopicConfigTable {
             "Kafka 4.0 removed it; use message.timestamp.before.max.ms and message.timestamp.after.max.ms",
         "remote.copy.lag.ms": tiered,
         "remote.copy.lag.bytes": tiered,
-        "errors.deadletterqueue.group.enable": "dead letter queues of share groups are newer than the Kafka 4.3 profile",
+        "errors.deadletterqueue.group.enable":
+            "dead letter queues of share groups are newer than the Kafka 4.3 profile",
     ]
 
     /// Why `name` is not a topic configuration one can set.
@@ -212,7 +236,8 @@ package enum TopicConfigTable {
         if value(TopicConfigName.durability) == "relaxed" {
             for name in [TopicConfigName.flushMessages, TopicConfigName.flushInterval] {
                 if let text = value(name), text != largest {
-                    return "Configuration \(name)=\(text) asks for flushes that martlet.durability=relaxed does not make; use martlet.durability=fsync, which flushes before every acknowledgement, or leave \(name) alone"
+                    return
+                        "Configuration \(name)=\(text) asks for flushes that martlet.durability=relaxed does not make; use martlet.durability=fsync, which flushes before every acknowledgement, or leave \(name) alone"
                 }
             }
         }

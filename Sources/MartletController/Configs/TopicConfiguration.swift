@@ -66,7 +66,8 @@ package struct TopicConfiguration: Sendable, Equatable {
             guard let definition = TopicConfigTable.table[name] else {
                 preconditionFailure("no topic configuration \(name)")
             }
-            guard let value = broker.value(definition, overrides: overrides), definition.problem(with: value) == nil
+            guard let value = broker.value(definition, overrides: overrides),
+                definition.problem(with: value) == nil
             else { return definition.defaultValue ?? "" }
             return value
         }

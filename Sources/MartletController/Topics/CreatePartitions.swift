@@ -43,7 +43,8 @@ extension ClusterController {
         guard !topic.isInternal else {
             throw .init(
                 .invalidRequest,
-                "Topic \(topic.name) is internal: another number of partitions would send groups to the wrong coordinator")
+                "Topic \(topic.name) is internal: another number of partitions would send groups to the wrong coordinator"
+            )
         }
         let current = topic.partitions.count
         guard Int(request.count) != current else {
@@ -52,12 +53,14 @@ extension ClusterController {
         guard Int(request.count) > current else {
             throw .init(
                 .invalidPartitions,
-                "The topic \(topic.name) currently has \(current) partition(s); \(request.count) would not be an increase.")
+                "The topic \(topic.name) currently has \(current) partition(s); \(request.count) would not be an increase."
+            )
         }
         guard Int(request.count) <= ControllerLimits.partitionsPerTopicLimit else {
             throw .init(
                 .invalidPartitions,
-                "\(request.count) partitions asked for; a topic may have at most \(ControllerLimits.partitionsPerTopicLimit)")
+                "\(request.count) partitions asked for; a topic may have at most \(ControllerLimits.partitionsPerTopicLimit)"
+            )
         }
         let added = Int(request.count) - current
         try checkCapacity(adding: added, topics: 0, batch: batch)

@@ -36,7 +36,9 @@ extension ClusterController {
                 // One answer for all its occurrences: the client may key answers by name.
                 guard batch.reportedDuplicates.insert(topic.name).inserted else { continue }
                 decision.response.topics.append(
-                    failure(topic.name, .init(.invalidRequest, "Topic \(topic.name) appears twice in the request")))
+                    failure(
+                        topic.name, .init(.invalidRequest, "Topic \(topic.name) appears twice in the request")
+                    ))
                 continue
             }
             do throws(Refusal) {
@@ -83,7 +85,9 @@ extension ClusterController {
 
         batch.topicCount += 1
         batch.partitionCount += assignments.count
-        if let canonical = Self.canonicalName(topic.name) { batch.names[canonical, default: []].append(topic.name) }
+        if let canonical = Self.canonicalName(topic.name) {
+            batch.names[canonical, default: []].append(topic.name)
+        }
 
         let id = UniversalID.random(using: &generator)
         var record = TopicRecord()
@@ -97,7 +101,8 @@ extension ClusterController {
         for (index, replicas) in assignments.enumerated() {
             records.append(.partition(partitionRecord(topicID: id, index: index, replicas: replicas)))
         }
-        return TopicPlan(name: topic.name, id: id, assignments: assignments, overrides: overrides, records: records)
+        return TopicPlan(
+            name: topic.name, id: id, assignments: assignments, overrides: overrides, records: records)
     }
 
     /// The topic of committed offsets keeps the last record per key, in segments that compaction gets through
@@ -112,7 +117,8 @@ extension ClusterController {
         ]
     }
 
-    private borrowing func checkName(_ name: String, origin: RequestOrigin, batch: TopicBatch) throws(Refusal) {
+    private borrowing func checkName(_ name: String, origin: RequestOrigin, batch: TopicBatch) throws(Refusal)
+    {
         if let problem = TopicName.problem(name) { throw .init(.invalidTopicException, problem) }
         if name == TopicName.clusterMetadata {
             throw .init(.invalidRequest, "Topic \(name) belongs to the cluster itself and cannot be created")
@@ -127,7 +133,8 @@ extension ClusterController {
         if let other = (collidingNames[canonical] ?? batch.names[canonical])?.first {
             throw .init(
                 .invalidTopicException,
-                "Topic '\(name)' collides with existing topic '\(other)': names may not differ only in '.' and '_'")
+                "Topic '\(name)' collides with existing topic '\(other)': names may not differ only in '.' and '_'"
+            )
         }
     }
 
@@ -144,12 +151,14 @@ extension ClusterController {
         }
         guard partitionCount > 0 else {
             throw .init(
-                .invalidPartitions, "Number of partitions is \(partitionCount); it must be positive, or -1 for the default")
+                .invalidPartitions,
+                "Number of partitions is \(partitionCount); it must be positive, or -1 for the default")
         }
         guard Int(partitionCount) <= ControllerLimits.partitionsPerTopicLimit else {
             throw .init(
                 .invalidPartitions,
-                "Number of partitions is \(partitionCount); a topic may have at most \(ControllerLimits.partitionsPerTopicLimit)")
+                "Number of partitions is \(partitionCount); a topic may have at most \(ControllerLimits.partitionsPerTopicLimit)"
+            )
         }
         let configured =
             topic.name == TopicName.consumerOffsets
@@ -168,15 +177,20 @@ extension ClusterController {
     ) throws(Refusal) -> [[BrokerID]] {
         guard topic.numPartitions == -1 else {
             throw .init(
-                .invalidRequest, "A manual assignment was given, so the number of partitions must be -1, not \(topic.numPartitions)")
+                .invalidRequest,
+                "A manual assignment was given, so the number of partitions must be -1, not \(topic.numPartitions)"
+            )
         }
         guard topic.replicationFactor == -1 else {
             throw .init(
-                .invalidRequest, "A manual assignment was given, so the replication factor must be -1, not \(topic.replicationFactor)")
+                .invalidRequest,
+                "A manual assignment was given, so the replication factor must be -1, not \(topic.replicationFactor)"
+            )
         }
         guard topic.assignments.count <= ControllerLimits.partitionsPerTopicLimit else {
             throw .init(
-                .invalidPartitions, "A topic may have at most \(ControllerLimits.partitionsPerTopicLimit) partitions")
+                .invalidPartitions,
+                "A topic may have at most \(ControllerLimits.partitionsPerTopicLimit) partitions")
         }
         let sorted = topic.assignments.sorted { $0.partitionIndex < $1.partitionIndex }
         var assignments: [[BrokerID]] = []
@@ -184,7 +198,8 @@ extension ClusterController {
             guard Int(assignment.partitionIndex) == index else {
                 throw .init(
                     .invalidReplicaAssignment,
-                    "Manual assignments must cover partitions 0 to n-1 once each; partition \(index) is missing or \(assignment.partitionIndex) repeated")
+                    "Manual assignments must cover partitions 0 to n-1 once each; partition \(index) is missing or \(assignment.partitionIndex) repeated"
+                )
             }
             assignments.append(
                 try ReplicaPlacement.checked(
@@ -198,19 +213,24 @@ extension ClusterController {
         guard batch.partitionCount + partitions <= ControllerLimits.partitionsPerRequestLimit else {
             throw .init(
                 .policyViolation,
-                "One request may create at most \(ControllerLimits.partitionsPerRequestLimit) partitions; split it")
+                "One request may create at most \(ControllerLimits.partitionsPerRequestLimit) partitions; split it"
+            )
         }
         guard state.topicCount + batch.topicCount + topics <= ControllerLimits.topicCountLimit else {
-            throw .init(.policyViolation, "The cluster has its limit of \(ControllerLimits.topicCountLimit) topics")
-        }
-        guard state.partitionCount + batch.partitionCount + partitions <= ControllerLimits.partitionCountLimit else {
             throw .init(
-                .policyViolation, "The cluster would pass its limit of \(ControllerLimits.partitionCountLimit) partitions")
+                .policyViolation, "The cluster has its limit of \(ControllerLimits.topicCountLimit) topics")
+        }
+        guard state.partitionCount + batch.partitionCount + partitions <= ControllerLimits.partitionCountLimit
+        else {
+            throw .init(
+                .policyViolation,
+                "The cluster would pass its limit of \(ControllerLimits.partitionCountLimit) partitions")
         }
     }
 
     /// A partition starts fully in sync under its first replica that is not fenced.
-    borrowing func partitionRecord(topicID: UniversalID, index: Int, replicas: [BrokerID]) -> PartitionRecord {
+    borrowing func partitionRecord(topicID: UniversalID, index: Int, replicas: [BrokerID]) -> PartitionRecord
+    {
         let live = replicas.filter { id in state.brokers.contains { $0.id == id && !$0.isFenced } }
         var record = PartitionRecord()
         record.partitionID = Int32(index)
@@ -253,7 +273,9 @@ extension ClusterController {
         return result
     }
 
-    private borrowing func failure(_ name: String, _ refusal: Refusal) -> CreateTopicsResponse.CreatableTopicResult {
+    private borrowing func failure(_ name: String, _ refusal: Refusal)
+        -> CreateTopicsResponse.CreatableTopicResult
+    {
         var result = CreateTopicsResponse.CreatableTopicResult()
         result.name = name
         result.errorCode = refusal.code.rawValue

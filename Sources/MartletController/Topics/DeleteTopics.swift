@@ -43,7 +43,8 @@ extension ClusterController {
         return decision
     }
 
-    private borrowing func target(_ topic: DeleteTopicsRequest.DeleteTopicState) throws(Refusal) -> TopicImage {
+    private borrowing func target(_ topic: DeleteTopicsRequest.DeleteTopicState) throws(Refusal) -> TopicImage
+    {
         if let name = topic.name {
             guard topic.topicID == .zero else {
                 throw .init(.invalidRequest, "A topic is given by name and by id; give one of them")
@@ -64,10 +65,14 @@ extension ClusterController {
 
     private borrowing func checkDeletable(_ topic: TopicImage) throws(Refusal) {
         guard state.brokerConfiguration.deleteTopicEnable else {
-            throw .init(.topicDeletionDisabled, "Topics cannot be deleted: delete.topic.enable is false on this cluster")
+            throw .init(
+                .topicDeletionDisabled,
+                "Topics cannot be deleted: delete.topic.enable is false on this cluster")
         }
         guard !topic.isInternal else {
-            throw .init(.invalidRequest, "Topic \(topic.name) is internal; deleting it would lose what it keeps for all groups")
+            throw .init(
+                .invalidRequest,
+                "Topic \(topic.name) is internal; deleting it would lose what it keeps for all groups")
         }
     }
 }

@@ -16,12 +16,15 @@ enum ReplicaPlacement {
         }
         let usable = brokers.filter { !$0.isFenced && !$0.isInControlledShutdown }.map(\.id)
         guard !usable.isEmpty else {
-            throw .init(.invalidReplicationFactor, "No broker is available to hold the partitions; try again when one has registered")
+            throw .init(
+                .invalidReplicationFactor,
+                "No broker is available to hold the partitions; try again when one has registered")
         }
         guard replicationFactor <= min(usable.count, ControllerLimits.replicationFactorLimit) else {
             throw .init(
                 .invalidReplicationFactor,
-                "Replication factor is \(replicationFactor), but only \(usable.count) broker(s) are available")
+                "Replication factor is \(replicationFactor), but only \(usable.count) broker(s) are available"
+            )
         }
         let start = Int(generator.next(upperBound: UInt(usable.count)))
         return partitions.map { partition in
@@ -43,15 +46,18 @@ enum ReplicaPlacement {
         guard !replicas.isEmpty, replicas.count <= ControllerLimits.replicationFactorLimit else {
             throw .init(
                 .invalidReplicaAssignment,
-                "The assignment of partition \(partition) names \(replicas.count) replicas; 1 to \(ControllerLimits.replicationFactorLimit) are possible")
+                "The assignment of partition \(partition) names \(replicas.count) replicas; 1 to \(ControllerLimits.replicationFactorLimit) are possible"
+            )
         }
         guard Set(replicas).count == replicas.count else {
-            throw .init(.invalidReplicaAssignment, "The assignment of partition \(partition) names a broker twice")
+            throw .init(
+                .invalidReplicaAssignment, "The assignment of partition \(partition) names a broker twice")
         }
         if let factor = replicationFactor, factor != replicas.count {
             throw .init(
                 .invalidReplicaAssignment,
-                "The assignment of partition \(partition) has \(replicas.count) replicas, partitions before it \(factor)")
+                "The assignment of partition \(partition) has \(replicas.count) replicas, partitions before it \(factor)"
+            )
         }
         for replica in replicas where !brokers.contains(where: { $0.id.rawValue == replica }) {
             throw .init(

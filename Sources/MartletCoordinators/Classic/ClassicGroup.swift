@@ -180,7 +180,9 @@ struct ClassicGroup {
                 answerJoin(id, memberID, &outbox)
             } else {
                 update(memberID, id, request, client, &outbox)
-                prepareRebalance("member \(memberID) changed its subscription during the rebalance\(reason)", memberID, &outbox)
+                prepareRebalance(
+                    "member \(memberID) changed its subscription during the rebalance\(reason)", memberID,
+                    &outbox)
             }
         case .stable:
             if memberID == leaderID {
@@ -214,7 +216,8 @@ struct ClassicGroup {
             preparing.memberWasAdded = true
             phase = .preparingRebalance(preparing)
         }
-        prepareRebalanceOrCompleteJoin("member \(memberID) joined\(Self.quoted(request.reason))", memberID, &outbox)
+        prepareRebalanceOrCompleteJoin(
+            "member \(memberID) joined\(Self.quoted(request.reason))", memberID, &outbox)
     }
 
     private mutating func update(
@@ -236,7 +239,8 @@ struct ClassicGroup {
     /// A static member came back under a new id (KIP-345). In a stable group whose strategy stays the same it
     /// takes over the old assignment without a rebalance; the old id is fenced from now on.
     private mutating func replaceStaticMember(
-        _ oldID: String, _ newID: String, _ id: RequestID, _ request: JoinGroupRequest, _ client: ClientIdentity,
+        _ oldID: String, _ newID: String, _ id: RequestID, _ request: JoinGroupRequest,
+        _ client: ClientIdentity,
         _ traits: JoinTraits, _ outbox: inout Outbox
     ) {
         var newMember = ClassicMember(
@@ -252,7 +256,8 @@ struct ClassicGroup {
         if leaderID == oldID { leaderID = newID }
         if missingSyncs.remove(oldID) != nil { missingSyncs.insert(newID) }
 
-        let reason = "static member \(request.groupInstanceID ?? "") returned as \(newID)\(Self.quoted(request.reason))"
+        let reason =
+            "static member \(request.groupInstanceID ?? "") returned as \(newID)\(Self.quoted(request.reason))"
         switch phase {
         case .empty:
             Self.refuse(id, .unknownMemberID, memberID: newID, &outbox)
@@ -277,7 +282,8 @@ struct ClassicGroup {
                 response.skipAssignment = true
             }
             outbox.append(
-                [record(assignments: nil, now: outbox.now.timestamp)], then: [.respond(id, .joinGroup(response))])
+                [record(assignments: nil, now: outbox.now.timestamp)],
+                then: [.respond(id, .joinGroup(response))])
         }
     }
 
@@ -346,7 +352,8 @@ struct ClassicGroup {
             let longest = Int64(members.inOrder.map(\.rebalanceTimeoutMilliseconds).max() ?? 0)
             let deadline = outbox.instant(inMilliseconds: longest)
             phase = .preparingRebalance(
-                Preparing(deadline: deadline, isInitial: false, remainingMilliseconds: 0, memberWasAdded: false))
+                Preparing(
+                    deadline: deadline, isInitial: false, remainingMilliseconds: 0, memberWasAdded: false))
             outbox.effects.append(.schedule(.join(group: id), at: deadline))
             return
         }
@@ -364,7 +371,9 @@ struct ClassicGroup {
         phase = .completingRebalance(Completing(assignmentIsPending: false))
         missingSyncs = Set(members.ids)
         for memberID in members.ids {
-            if let request = members.setJoinRequest(nil, of: memberID) { answerJoin(request, memberID, &outbox) }
+            if let request = members.setJoinRequest(nil, of: memberID) {
+                answerJoin(request, memberID, &outbox)
+            }
             members[memberID]?.isNew = false
             heardOf(memberID, &outbox)
         }
@@ -400,7 +409,9 @@ struct ClassicGroup {
         if let code = problem(request.memberID, instanceID: request.groupInstanceID) {
             return Self.answerSync(id, code, &outbox)
         }
-        guard request.generationID == generation else { return Self.answerSync(id, .illegalGeneration, &outbox) }
+        guard request.generationID == generation else {
+            return Self.answerSync(id, .illegalGeneration, &outbox)
+        }
         if let type = request.protocolType, type != protocolType {
             return Self.answerSync(id, .inconsistentGroupProtocol, &outbox)
         }
@@ -439,7 +450,8 @@ struct ClassicGroup {
         guard byteCount <= GroupLimits.groupRecordBytesLimit else {
             // The record would not fit into the log: nobody gets an assignment, all try again.
             dropSyncs(.unknownServerError, &outbox)
-            return prepareRebalance("the assignment has \(byteCount) bytes, more than a record takes", leaderID, &outbox)
+            return prepareRebalance(
+                "the assignment has \(byteCount) bytes, more than a record takes", leaderID, &outbox)
         }
         phase = .completingRebalance(Completing(assignmentIsPending: true))
         outbox.append(
@@ -486,7 +498,8 @@ struct ClassicGroup {
         let missing = members.ids.filter { missingSyncs.contains($0) }
         guard !missing.isEmpty else { return }
         for memberID in missing { dropMember(memberID, error: .unknownMemberID, &outbox) }
-        prepareRebalance("\(missing.count) member(s) did not fetch their assignment in time", missing.first, &outbox)
+        prepareRebalance(
+            "\(missing.count) member(s) did not fetch their assignment in time", missing.first, &outbox)
     }
 
     /// Ends the sync phase without an assignment. Assignments of the generation before are void: their owners
@@ -548,7 +561,8 @@ struct ClassicGroup {
         }
         removeMember(memberID, error: .unknownMemberID, &outbox)
         prepareRebalanceOrCompleteJoin(
-            "member \(memberID) was not heard of for \(member.sessionTimeoutMilliseconds) ms", memberID, &outbox)
+            "member \(memberID) was not heard of for \(member.sessionTimeoutMilliseconds) ms", memberID,
+            &outbox)
     }
 
     mutating func pendingTimeIsUp(_ memberID: String, _ outbox: inout Outbox) {
@@ -639,7 +653,9 @@ struct ClassicGroup {
     /// Whether a commit is from the group's present generation (I18); hearing of the member counts.
     mutating func checkCommit(_ request: OffsetCommitRequest, _ outbox: inout Outbox) -> ErrorCode? {
         if request.generationIDOrMemberEpoch < 0, isEmpty { return nil }
-        if request.generationIDOrMemberEpoch >= 0 || !request.memberID.isEmpty || request.groupInstanceID != nil {
+        if request.generationIDOrMemberEpoch >= 0 || !request.memberID.isEmpty
+            || request.groupInstanceID != nil
+        {
             if let code = problem(request.memberID, instanceID: request.groupInstanceID) { return code }
             guard request.generationIDOrMemberEpoch == generation else { return .illegalGeneration }
         } else {

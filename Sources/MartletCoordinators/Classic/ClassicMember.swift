@@ -74,7 +74,9 @@ struct MemberTable {
 
     /// Puts a static member that came back with a new id in the place of its old self, which it returns.
     mutating func replace(_ oldID: String, by newMember: ClassicMember) -> ClassicMember? {
-        guard let position = ids.firstIndex(of: oldID), let old = table.removeValue(forKey: oldID) else { return nil }
+        guard let position = ids.firstIndex(of: oldID), let old = table.removeValue(forKey: oldID) else {
+            return nil
+        }
         ids[position] = newMember.id
         table[newMember.id] = newMember
         if let instanceID = newMember.instanceID { instances[instanceID] = newMember.id }

@@ -80,7 +80,9 @@ struct OffsetStore: ~Copyable {
     }
 
     func tombstones(group: String, topic: String) -> [CoordinatorRecord] {
-        partitions(group: group, topic: topic).map { Self.tombstone(group: group, topic: topic, partition: $0) }
+        partitions(group: group, topic: topic).map {
+            Self.tombstone(group: group, topic: topic, partition: $0)
+        }
     }
 
     static func tombstone(group: String, topic: String, partition: Int32) -> CoordinatorRecord {
