@@ -162,3 +162,14 @@ int martlet_space(const char *path, struct martlet_space *out) {
 const char *martlet_error_text(int error, char *buffer, size_t length) {
     return strerror_r(error, buffer, length);
 }
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+void martlet_keep_freed_memory(void) {
+#if defined(__GLIBC__)
+    mallopt(M_MMAP_THRESHOLD, 4 * 1024 * 1024);
+    mallopt(M_TRIM_THRESHOLD, 16 * 1024 * 1024);
+#endif
+}

@@ -1,4 +1,5 @@
 import ArgumentParser
+import CMartletPlatform
 import Glibc
 import Logging
 import MartletBroker
@@ -71,6 +72,7 @@ struct Martletd: AsyncParsableCommand {
             where key != "listeners" && key != "log.dirs" { say("\(key)=\(value)") }
             return
         }
+        martlet_keep_freed_memory()
         var logger = Logger(label: "martletd")
         logger.logLevel = level
         raiseFileLimit(logger)

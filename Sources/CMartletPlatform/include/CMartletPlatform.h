@@ -73,4 +73,9 @@ int martlet_space(const char *path, struct martlet_space *out);
 /// `text` describing an errno value; thread-safe.
 const char *martlet_error_text(int error, char *buffer, size_t length);
 
+/// Lets the allocator of a long-running process keep up to 16 MiB of freed memory per arena instead of giving
+/// receive buffers and frames of a megabyte back to the kernel and faulting them in again: 10 to 20 % of the CPU
+/// time of 1 MiB produce requests. Does nothing without glibc. Call once, early, in a process of our own.
+void martlet_keep_freed_memory(void);
+
 #endif
