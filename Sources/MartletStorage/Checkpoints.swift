@@ -11,12 +11,15 @@ package final class PartitionCheckpoint: Sendable {
     private let proposedLogStartValue: Atomic<Int64>
     private let durableLogStartValue: Atomic<Int64>
     private let highWatermarkValue: Atomic<Int64>
+    private let compactedEndValue: Atomic<Int64>
     private let isCleanValue: Atomic<Bool>
 
     init(
-        partition: TopicPartition, recoveryPoint: Offset, logStart: Offset, highWatermark: Offset, isClean: Bool
+        partition: TopicPartition, recoveryPoint: Offset = .zero, logStart: Offset = .zero,
+        highWatermark: Offset = .zero, compactedEnd: Offset = .zero, isClean: Bool
     ) {
         self.partition = partition
+        self.compactedEndValue = Atomic(compactedEnd.rawValue)
         self.isCleanValue = Atomic(isClean)
         self.recoveryPointValue = Atomic(recoveryPoint.rawValue)
         self.proposedLogStartValue = Atomic(logStart.rawValue)
@@ -29,6 +32,12 @@ package final class PartitionCheckpoint: Sendable {
     package var durableLogStart: Offset { Offset(durableLogStartValue.load(ordering: .acquiring)) }
     package var proposedLogStart: Offset { Offset(proposedLogStartValue.load(ordering: .acquiring)) }
     package var highWatermark: Offset { Offset(highWatermarkValue.load(ordering: .acquiring)) }
+
+    /// Compaction may have left gaps between offsets before this, and nowhere else.
+    package var compactedEnd: Offset { Offset(compactedEndValue.load(ordering: .acquiring)) }
+    func raiseCompactedEnd(_ offset: Offset) {
+        _ = compactedEndValue.max(offset.rawValue, ordering: .acquiringAndReleasing)
+    }
 
     /// The log was closed cleanly and nobody has opened it since: opening it needs no recovery.
     var isClean: Bool { isCleanValue.load(ordering: .acquiring) }
@@ -49,6 +58,7 @@ package enum OffsetCheckpoint {
     package static let recoveryPoint = "recovery-point-offset-checkpoint"
     package static let logStart = "log-start-offset-checkpoint"
     package static let highWatermark = "replication-offset-checkpoint"
+    package static let compactedEnd = "cleaner-offset-checkpoint"
     /// A row is at most a topic name, two numbers and separators; this allows a million partitions.
     static let byteLimit = 300 << 20
 

@@ -17,7 +17,8 @@ package struct CompactionPlan<D: Disk>: Sendable {
         let file: SegmentFile<D>
     }
 
-    let disk: D
+    let directory: LogDirectory<D>
+    let checkpoint: PartitionCheckpoint
     let folder: String
     let partition: TopicPartition
     let sources: [Source]
@@ -77,6 +78,11 @@ package struct CompactionPlan<D: Disk>: Sendable {
                 rewritten.append(result)
             }
         }
+        // Gaps are damage unless it is on record that compaction may have made them: that first.
+        if !rewritten.isEmpty {
+            checkpoint.raiseCompactedEnd(covered)
+            try directory.writeCheckpoints()
+        }
         return CompactionResult(rewritten: rewritten, compactedEnd: covered)
     }
 
@@ -132,7 +138,7 @@ package struct CompactionPlan<D: Disk>: Sendable {
     ) throws -> CompactionResult<D>.Rewritten? {
         let name = folder + "/" + LogFileName.make(source.baseOffset.rawValue, LogFileName.log)
         let path = name + LogFileName.cleanedSuffix
-        let file = SegmentFile<D>(try disk.open(path, .create), path: path)
+        let file = SegmentFile<D>(try directory.disk.open(path, .create), path: path)
         try file.file.truncate(to: 0)
         var output = SegmentOutput(file: file, base: source.baseOffset.rawValue, indexInterval: indexInterval)
         var changed = false
@@ -157,7 +163,7 @@ package struct CompactionPlan<D: Disk>: Sendable {
             position += header.totalByteCount
         }
         guard changed else {
-            try disk.removeIfPresent(path)
+            try directory.disk.removeIfPresent(path)
             return nil
         }
         try output.finish()
@@ -284,8 +290,8 @@ extension PartitionLog {
     /// Keys remembered per pass unless said otherwise: 20 MB.
     package static var defaultKeyLimit: Int { 500_000 }
 
-    /// What to compact now; nil when there is too little to gain, a pass is under way, or the last one is
-    /// not flushed yet.
+    /// What to compact now; nil when there is too little to gain, a pass is under way, or the last one's
+    /// renames or the active segment's name (the log end's memory) are not flushed yet.
     ///
     /// - Parameters:
     ///   - ceiling: exclusive; the high watermark or the last stable offset, whichever is lower.
@@ -293,7 +299,7 @@ extension PartitionLog {
     package func planCompaction(
         now: Timestamp, ceiling: Offset, force: Bool = false, keyLimit: Int = defaultKeyLimit
     ) throws(StorageError) -> CompactionPlan<D>? {
-        guard configuration.compacts, damage == nil, !compactionIsUnderWay, unflushedInstall == nil else { return nil }
+        guard configuration.compacts, damage == nil, !compactionIsUnderWay, unflushedNames == nil else { return nil }
         let ceiling = min(ceiling, flushedEndOffset)
         let youngest = now.rawValue - configuration.minimumCompactionLagMilliseconds
         var sources: [CompactionPlan<D>.Source] = []
@@ -319,7 +325,7 @@ extension PartitionLog {
         else { return nil }
         compactionIsUnderWay = true
         return CompactionPlan(
-            disk: disk, folder: folder, partition: topicPartition, sources: sources,
+            directory: directory, checkpoint: checkpoint, folder: folder, partition: topicPartition, sources: sources,
             dirtyStart: min(compactedEnd, sources.last?.endOffset ?? compactedEnd), logStart: logStartOffset,
             now: now, deleteRetention: configuration.deleteRetentionMilliseconds,
             indexInterval: configuration.indexIntervalBytes, keyLimit: keyLimit,
@@ -349,7 +355,7 @@ extension PartitionLog {
             throw directory.record(error)
         }
         compactedEnd = max(compactedEnd, result.compactedEnd)
-        if !result.rewritten.isEmpty { unflushedInstall = dirty.markDirectory(folder) }
+        if !result.rewritten.isEmpty { unflushedNames = dirty.markDirectory(folder) }
     }
 
     private func replace(

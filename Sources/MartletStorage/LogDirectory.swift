@@ -14,7 +14,7 @@ package enum LogDirectoryState: Equatable, Sendable {
 /// One log directory (`log.dirs` entry): whose it is, what it holds, how far it is durable, whether it
 /// still takes writes. Usable from every thread; the partitions' logs are not.
 ///
-/// Opening reads the folder's listing and four small files, nothing per partition, so start does not
+/// Opening reads the folder's listing and a few small files, nothing per partition, so start does not
 /// depend on how much data there is (promise 3).
 package final class LogDirectory<D: Disk>: Sendable {
     package struct Configuration: Equatable, Sendable {
@@ -131,18 +131,18 @@ package final class LogDirectory<D: Disk>: Sendable {
         let recoveryPoints = try Self.readCheckpoint(OffsetCheckpoint.recoveryPoint, in: path, disk)
         let logStarts = try Self.readCheckpoint(OffsetCheckpoint.logStart, in: path, disk)
         let highWatermarks = try Self.readCheckpoint(OffsetCheckpoint.highWatermark, in: path, disk)
+        let compactedEnds = try Self.readCheckpoint(OffsetCheckpoint.compactedEnd, in: path, disk)
         for partition in Set(recoveryPoints.keys).union(logStarts.keys).union(highWatermarks.keys) {
             table.checkpoints[partition] = PartitionCheckpoint(
                 partition: partition, recoveryPoint: recoveryPoints[partition] ?? .zero,
                 logStart: logStarts[partition] ?? .zero, highWatermark: highWatermarks[partition] ?? .zero,
-                isClean: mark != nil)
+                compactedEnd: compactedEnds[partition] ?? .zero, isClean: mark != nil)
         }
         for name in names where !name.hasPrefix(".") {
             if let partition = Self.partition(of: name) {
                 if table.checkpoints[partition] == nil {
                     table.checkpoints[partition] = PartitionCheckpoint(
-                        partition: partition, recoveryPoint: .zero, logStart: .zero, highWatermark: .zero,
-                        isClean: mark != nil)
+                        partition: partition, isClean: mark != nil)
                 }
             } else if name.hasSuffix("-delete") {
                 table.strayDeleted.append(name)
@@ -166,7 +166,7 @@ package final class LogDirectory<D: Disk>: Sendable {
     private static var knownFiles: Set<String> {
         [
             MetaProperties.fileName, OffsetCheckpoint.recoveryPoint, OffsetCheckpoint.logStart,
-            OffsetCheckpoint.highWatermark, "cleaner-offset-checkpoint", "lost+found", "bootstrap.checkpoint",
+            OffsetCheckpoint.highWatermark, OffsetCheckpoint.compactedEnd, "lost+found", "bootstrap.checkpoint",
         ]
     }
 
@@ -207,8 +207,7 @@ package final class LogDirectory<D: Disk>: Sendable {
     package func checkpoint(of partition: TopicPartition) -> PartitionCheckpoint {
         table.withLock { table in
             if let known = table.checkpoints[partition] { return known }
-            let new = PartitionCheckpoint(
-                partition: partition, recoveryPoint: .zero, logStart: .zero, highWatermark: .zero, isClean: false)
+            let new = PartitionCheckpoint(partition: partition, isClean: false)
             table.checkpoints[partition] = new
             return new
         }
@@ -217,8 +216,7 @@ package final class LogDirectory<D: Disk>: Sendable {
     /// A fresh start for a name whose former topic is gone.
     func newCheckpoint(of partition: TopicPartition) -> PartitionCheckpoint {
         table.withLock { table in
-            let new = PartitionCheckpoint(
-                partition: partition, recoveryPoint: .zero, logStart: .zero, highWatermark: .zero, isClean: false)
+            let new = PartitionCheckpoint(partition: partition, isClean: false)
             table.checkpoints[partition] = new
             return new
         }
@@ -280,11 +278,15 @@ package final class LogDirectory<D: Disk>: Sendable {
             var recovery: [(TopicPartition, Offset)] = []
             var starts: [(TopicPartition, Offset)] = []
             var marks: [(TopicPartition, Offset)] = []
+            var compacted: [(TopicPartition, Offset)] = []
             recovery.reserveCapacity(checkpoints.count)
             for checkpoint in checkpoints {
                 let start = checkpoint.proposedLogStart
                 recovery.append((checkpoint.partition, checkpoint.recoveryPoint))
                 if start > .zero { starts.append((checkpoint.partition, start)) }
+                if checkpoint.compactedEnd > .zero {
+                    compacted.append((checkpoint.partition, checkpoint.compactedEnd))
+                }
                 if checkpoint.highWatermark > .zero {
                     marks.append((checkpoint.partition, checkpoint.highWatermark))
                 }
@@ -297,6 +299,9 @@ package final class LogDirectory<D: Disk>: Sendable {
                 }
                 try replace(OffsetCheckpoint.recoveryPoint, OffsetCheckpoint.encode(recovery), &written)
                 try replace(OffsetCheckpoint.highWatermark, OffsetCheckpoint.encode(marks), &written)
+                if !compacted.isEmpty || written[OffsetCheckpoint.compactedEnd] != nil {
+                    try replace(OffsetCheckpoint.compactedEnd, OffsetCheckpoint.encode(compacted), &written)
+                }
             }
         }
         do {

@@ -225,7 +225,8 @@ extension PartitionLog {
         for index in firstIndex..<segments.count {
             let segment = segments[index]
             let fileSize = segment.size
-            if index > firstIndex, segment.baseOffset != end, !(configuration.compacts && segment.baseOffset > end) {
+            let isGap = index > firstIndex && segment.baseOffset > end && segment.baseOffset > checkpoint.compactedEnd
+            if isGap || (index > firstIndex && segment.baseOffset < end) {
                 // The segment before ended early or late, and this one has its own bytes.
                 if try judge(segmentIndex: index, position: 0, end: end, recoveryPoint: recoveryPoint) { return }
                 changed = true
@@ -237,10 +238,17 @@ extension PartitionLog {
                 from: start, to: fileSize, now: now, indexInterval: configuration.indexIntervalBytes,
                 accept: { (header: RecordBatchHeader, position: Int) throws(ReadError) -> Bool in
                     // What the checksum does not cover must fit what is known otherwise.
-                    if header.baseOffset != segment.endOffset.rawValue, !configuration.compacts { return false }
-                    if let latest = leaderEpochs.latest, header.partitionLeaderEpoch >= 0 {
-                        let known = leaderEpochs.epoch(at: Offset(header.baseOffset)) ?? latest
-                        guard header.partitionLeaderEpoch >= known.rawValue else { return false }
+                    if header.baseOffset > segment.endOffset.rawValue,
+                        header.baseOffset > checkpoint.compactedEnd.rawValue
+                    {
+                        return false
+                    }
+                    // Nothing is known of the epochs of batches before the log start.
+                    if header.partitionLeaderEpoch >= 0,
+                        let known = leaderEpochs.epoch(at: Offset(header.baseOffset)),
+                        header.partitionLeaderEpoch < known.rawValue
+                    {
+                        return false
                     }
                     if header.lastOffset >= recoveryPoint.rawValue {
                         recovery.checkedBytes += header.totalByteCount
@@ -263,7 +271,7 @@ extension PartitionLog {
                 break
             }
             // Compaction leaves gaps; a sealed segment reaches to the next one all the same.
-            if let nextBase, configuration.compacts, end < nextBase { segment.endOffset = nextBase }
+            if let nextBase, nextBase <= checkpoint.compactedEnd, end < nextBase { segment.endOffset = nextBase }
             if end > recoveryPoint { changed = true }
         }
         if end < recoveryPoint {

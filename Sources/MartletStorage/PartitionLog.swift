@@ -49,8 +49,8 @@ package final class PartitionLog<D: Disk> {
     var compactionIsUnderWay = false
     /// Everything before this was compacted since the log was opened.
     var compactedEnd = Offset.zero
-    /// Flush sequence that makes the last compaction's renames durable.
-    var unflushedInstall: UInt64?
+    /// Flush sequence that makes the folder's newest names durable.
+    var unflushedNames: UInt64?
     /// Producer snapshots on disk, ascending.
     var snapshotOffsets: [Int64] = []
     package internal(set) var producers = ProducerStateTable()
@@ -314,7 +314,7 @@ package final class PartitionLog<D: Disk> {
                 if let sealed = segments.last { seal(sealed, snapshot: snapshot, at: Offset(entry.baseOffset)) }
                 segments.append(segment)
                 recent.removeAll()
-                dirty.markDirectory(folder)
+                unflushedNames = dirty.markDirectory(folder)
             }
             guard let segment = segments.last else { preconditionFailure("a written batch has a segment") }
             let byteCount = entry.bytes.readableBytes
@@ -454,7 +454,7 @@ package final class PartitionLog<D: Disk> {
         seal(active, snapshot: producers.encode(), at: logEndOffset)
         segments.append(segment)
         if let file = segment.openFile { dirty.markFile(file) }
-        dirty.markDirectory(folder)
+        unflushedNames = dirty.markDirectory(folder)
         recent.removeAll()
         plannedTail = nil
     }
@@ -518,7 +518,7 @@ package final class PartitionLog<D: Disk> {
             return
         }
         dirty.completed(result.sequence, keepingReplacements: result.lacksSmallFiles)
-        if let install = unflushedInstall, install <= result.sequence { unflushedInstall = nil }
+        if let names = unflushedNames, names <= result.sequence { unflushedNames = nil }
         // The log may have been cut below the flushed end meanwhile (a follower's truncation).
         let end = min(result.endOffset, writtenEndOffset)
         if end > flushedEndOffset {

@@ -25,7 +25,8 @@ package struct ScrubWork<D: Disk>: Sendable {
     let end: Offset
     let maxBytes: Int
     let epochs: LeaderEpochCache
-    let allowsGaps: Bool
+    /// Compaction may have left gaps before this.
+    let gapsEnd: Offset
 
     /// At most this many findings per run: a dead disk must not fill the memory.
     package static var findingLimit: Int { 100 }
@@ -72,7 +73,9 @@ package struct ScrubWork<D: Disk>: Sendable {
         if try !BatchChecksum.matches(header, at: position, in: source.file, end: source.size) {
             return "the CRC of \(place) does not match"
         }
-        if header.baseOffset != expected.rawValue, !allowsGaps || header.baseOffset < expected.rawValue {
+        if header.baseOffset < expected.rawValue
+            || (header.baseOffset > expected.rawValue && header.baseOffset > gapsEnd.rawValue)
+        {
             return "\(place) should have offset \(expected)"
         }
         if header.lastOffset >= source.endOffset.rawValue { return "\(place) reaches over the segment's end" }
@@ -104,7 +107,7 @@ extension PartitionLog {
         }
         return ScrubWork(
             sources: sources, from: max(from, logStartOffset), end: writtenEndOffset, maxBytes: maxBytes,
-            epochs: leaderEpochs, allowsGaps: configuration.compacts)
+            epochs: leaderEpochs, gapsEnd: checkpoint.compactedEnd)
     }
 
     /// Checks the whole log; blocks on the disk.

@@ -172,6 +172,26 @@ import Testing
         #expect(try records(again).count == 20)
     }
 
+    @Test func `compaction's gaps are no damage, also to a tool that does not know the topic's settings`() throws {
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk), configuration(segmentBytes: 300))
+        for index in 0..<30 { try Fixture.append(log, batch([("k\(index % 2)", "v\(index)")])) }
+        try compact(log, now: at(0))
+        for seed in 0..<6 as Range<UInt64> {
+            let again = try Fixture.log(Fixture.directory(disk.crashed(seed: seed)), LogConfiguration())
+            #expect(again.damage == nil)
+            #expect(again.logEndOffset == Offset(30))
+            #expect(try again.verify().findings.isEmpty)
+        }
+        // A gap elsewhere is damage: take a segment away behind what was compacted.
+        for index in 30..<60 { try Fixture.append(log, batch([("k\(index % 2)", "v\(index)")])) }
+        let image = disk.crashed(seed: 0)
+        let files = image.files.filter { $0.hasSuffix(".log") }
+        try image.remove(files[files.count - 3])
+        let broken = try Fixture.log(Fixture.directory(image), configuration(segmentBytes: 300))
+        #expect(broken.damage != nil)
+    }
+
     @Test func `a damaged segment stops the pass and is left as it is`() throws {
         let disk = SimulatedDisk()
         let log = try Fixture.log(Fixture.directory(disk), configuration(segmentBytes: 300))

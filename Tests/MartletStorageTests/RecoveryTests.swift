@@ -145,6 +145,20 @@ import Testing
         #expect(again.logEndOffset == Offset(3))
     }
 
+    @Test func `batches of older epochs before the log start are no damage`() throws {
+        // Found by the crash enumeration, workload 5003: the epoch file begins at the log start, the
+        // segment before it.
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk))
+        for epoch in 0..<6 as Range<Int32> { try Fixture.append(log, Fixture.batch(count: 2), epoch: epoch) }
+        try #require(try log.deleteRecords(before: Offset(9), highWatermark: Offset(12))).run()
+        try log.adoptLogStart(now: Fixture.now)
+        try Fixture.flush(log)
+        let again = try Fixture.log(Fixture.directory(disk.crashed(seed: 0)))
+        #expect(again.damage == nil)
+        #expect(again.logStartOffset == Offset(9) && again.logEndOffset == Offset(12))
+    }
+
     @Test func `the leader epoch file is made anew when it is lost`() throws {
         let disk = SimulatedDisk()
         let log = try Fixture.log(Fixture.directory(disk))
