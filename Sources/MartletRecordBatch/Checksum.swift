@@ -22,7 +22,8 @@ package func crc32c(_ buffer: ByteBuffer, range: Range<Int>, continuing checksum
         "CRC range outside the readable bytes")
     return buffer.withUnsafeReadableBytes { bytes in
         let start = range.lowerBound - buffer.readerIndex
-        return crc32c(UnsafeRawBufferPointer(rebasing: bytes[start..<start + range.count]), continuing: checksum)
+        return crc32c(
+            UnsafeRawBufferPointer(rebasing: bytes[start..<start + range.count]), continuing: checksum)
     }
 }
 

@@ -58,7 +58,8 @@ package struct RecordBatchBuilder: Sendable {
     ///   - capacity: bytes to reserve at once; the buffer grows beyond it when needed.
     ///   - baseTimestamp: nil takes the first record's.
     package init(
-        capacity: Int = 16 * 1024, baseTimestamp: Int64? = nil, allocator: ByteBufferAllocator = ByteBufferAllocator()
+        capacity: Int = 16 * 1024, baseTimestamp: Int64? = nil,
+        allocator: ByteBufferAllocator = ByteBufferAllocator()
     ) {
         buffer = allocator.buffer(capacity: max(capacity, RecordBatchHeader.byteCount))
         buffer.writeRepeatingByte(0, count: RecordBatchHeader.byteCount)
@@ -94,7 +95,8 @@ package struct RecordBatchBuilder: Sendable {
 
     /// Appends a record with a given offset delta, which must exceed those before: compaction keeps gaps.
     package mutating func append(
-        key: ByteBuffer?, value: ByteBuffer?, headers: [RecordHeader] = [], timestamp: Int64, offsetDelta: Int32
+        key: ByteBuffer?, value: ByteBuffer?, headers: [RecordHeader] = [], timestamp: Int64,
+        offsetDelta: Int32
     ) throws(RecordBatchError) {
         precondition(offsetDelta > lastDelta, "offset deltas must rise within a batch")
         let base = baseTimestamp ?? timestamp
@@ -166,7 +168,8 @@ package struct RecordBatchBuilder: Sendable {
             partitionLeaderEpoch: options.partitionLeaderEpoch, attributes: attributes,
             lastOffsetDelta: lastOffsetDelta, baseTimestamp: baseTimestamp ?? -1,
             maxTimestamp: options.logAppendTime ?? maxTimestamp, producerID: options.producerID,
-            producerEpoch: options.producerEpoch, baseSequence: options.baseSequence, recordCount: recordCount)
+            producerEpoch: options.producerEpoch, baseSequence: options.baseSequence, recordCount: recordCount
+        )
         // Given up first, so that writing the header finds the storage unshared and copies nothing.
         let capacity = buffer.capacity
         buffer = ByteBuffer()
@@ -183,7 +186,9 @@ package struct RecordBatchBuilder: Sendable {
 private func clamped(_ count: Int) -> Int32 { Int32(clamping: count) }
 
 /// A varint length (-1 for nil), then the bytes.
-private func writeNullable(_ field: ByteBuffer?, _ room: UnsafeMutableRawBufferPointer, _ position: Int) -> Int {
+private func writeNullable(_ field: ByteBuffer?, _ room: UnsafeMutableRawBufferPointer, _ position: Int)
+    -> Int
+{
     guard let field else { return writeVarint(-1, room, position) }
     let start = writeVarint(Int32(field.readableBytes), room, position)
     field.withUnsafeReadableBytes { bytes in

@@ -14,10 +14,12 @@ package enum RecordBatchRecoder {
     ) throws(RecordBatchError) -> ByteBuffer {
         var iterator = try RecordIterator(batch, limits: limits)
         let header = iterator.header
-        var builder = RecordBatchBuilder(capacity: batch.readableBytes * 2, baseTimestamp: header.baseTimestamp)
+        var builder = RecordBatchBuilder(
+            capacity: batch.readableBytes * 2, baseTimestamp: header.baseTimestamp)
         while let record = try iterator.next() {
             try builder.append(
-                key: record.key, value: record.value, headers: record.headers, timestamp: record.timestamp.rawValue)
+                key: record.key, value: record.value, headers: record.headers,
+                timestamp: record.timestamp.rawValue)
         }
         var options = RecordBatchBuilder.Options(codec: codec)
         if let levels = codec.levels, levels.contains(Int(level)), level != 0 { options.level = Int(level) }

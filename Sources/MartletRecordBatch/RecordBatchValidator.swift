@@ -11,7 +11,9 @@ package enum RecordBatchValidator {
         _ batch: ByteBuffer, limits: BatchLimits
     ) throws(RecordBatchError) -> RecordBatchHeader {
         let outcome: Result<RecordBatchHeader, RecordBatchError> = batch.withUnsafeReadableBytes { bytes in
-            Result { () throws(RecordBatchError) in try checkHeaderBytes(bytes, limits: limits, knownChecksum: nil) }
+            Result { () throws(RecordBatchError) in
+                try checkHeaderBytes(bytes, limits: limits, knownChecksum: nil)
+            }
         }
         return try outcome.get()
     }
@@ -34,7 +36,8 @@ package enum RecordBatchValidator {
         _ batch: ByteBuffer, header: RecordBatchHeader, limits: BatchLimits, requireKeys: Bool
     ) throws(RecordBatchError) -> RecordFacts {
         if header.codec == .none {
-            return try checkUncompressedRecords(batch, header: header, limits: limits, requireKeys: requireKeys)
+            return try checkUncompressedRecords(
+                batch, header: header, limits: limits, requireKeys: requireKeys)
         }
         let validator = ValidatorPool.take()
         defer { ValidatorPool.giveBack(validator) }
@@ -79,7 +82,9 @@ func checkHeaderBytes(
     guard !bytes.isEmpty else { throw .empty }
     let header = try RecordBatchHeader(reading: bytes)
     let byteCount = header.totalByteCount
-    guard byteCount <= limits.maxBatchBytes else { throw .tooLarge(byteCount: byteCount, limit: limits.maxBatchBytes) }
+    guard byteCount <= limits.maxBatchBytes else {
+        throw .tooLarge(byteCount: byteCount, limit: limits.maxBatchBytes)
+    }
     guard byteCount <= bytes.count else { throw .truncated(available: bytes.count, needed: byteCount) }
     guard byteCount == bytes.count else { throw .bytesAfterBatch(bytes.count - byteCount) }
     let computed =
@@ -129,7 +134,8 @@ private func checkMeaning(_ header: RecordBatchHeader, limits: BatchLimits) thro
 }
 
 private func checkTimestamp(_ timestamp: Int64, limits: BatchLimits) throws(RecordBatchError) {
-    guard timestamp == -1 || (timestamp >= limits.earliestTimestamp && timestamp <= limits.latestTimestamp) else {
+    guard timestamp == -1 || (timestamp >= limits.earliestTimestamp && timestamp <= limits.latestTimestamp)
+    else {
         throw .timestampOutOfRange(
             timestamp: timestamp, earliest: limits.earliestTimestamp, latest: limits.latestTimestamp)
     }
@@ -148,7 +154,8 @@ private func countMismatch(_ header: RecordBatchHeader) -> RecordBatchError {
 private func checkUncompressedRecords(
     _ batch: ByteBuffer, header: RecordBatchHeader, limits: BatchLimits, requireKeys: Bool
 ) throws(RecordBatchError) -> RecordFacts {
-    precondition(batch.readableBytes == header.totalByteCount, "checkRecords needs the header of this very batch")
+    precondition(
+        batch.readableBytes == header.totalByteCount, "checkRecords needs the header of this very batch")
     let outcome: Result<RecordFacts, RecordBatchError> = batch.withUnsafeReadableBytes { bytes in
         Result { () throws(RecordBatchError) in
             var walk = RecordWalk(header: header, limits: limits, requireKeys: requireKeys)
@@ -195,9 +202,11 @@ package final class RecordValidator {
         _ batch: ByteBuffer, header: RecordBatchHeader, limits: BatchLimits, requireKeys: Bool
     ) throws(RecordBatchError) -> RecordFacts {
         if header.codec == .none {
-            return try checkUncompressedRecords(batch, header: header, limits: limits, requireKeys: requireKeys)
+            return try checkUncompressedRecords(
+                batch, header: header, limits: limits, requireKeys: requireKeys)
         }
-        precondition(batch.readableBytes == header.totalByteCount, "checkRecords needs the header of this very batch")
+        precondition(
+            batch.readableBytes == header.totalByteCount, "checkRecords needs the header of this very batch")
         let outcome: Result<RecordFacts, RecordBatchError> = batch.withUnsafeReadableBytes { bytes in
             Result { () throws(RecordBatchError) in
                 try walkCompressed(
@@ -221,7 +230,8 @@ package final class RecordValidator {
         var total = 0
         var isEnd = false
         while !isEnd {
-            let count = try decompressor.read(into: UnsafeMutableRawBufferPointer(rebasing: window[filled...]))
+            let count = try decompressor.read(
+                into: UnsafeMutableRawBufferPointer(rebasing: window[filled...]))
             total += count
             guard total <= limits.maxInflatedBytes else {
                 throw .inflatedTooLarge(header.codec, limit: limits.maxInflatedBytes)

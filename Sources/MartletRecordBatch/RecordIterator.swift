@@ -87,19 +87,23 @@ package struct RecordIterator: Sendable {
             throw .truncated(available: batch.readableBytes, needed: header.totalByteCount)
         }
         guard let codec = header.knownCodec else {
-            throw .unknownCodec(UInt8(truncatingIfNeeded: header.attributes & RecordBatchHeader.Attribute.codecMask))
+            throw .unknownCodec(
+                UInt8(truncatingIfNeeded: header.attributes & RecordBatchHeader.Attribute.codecMask))
         }
         guard header.baseOffset >= 0, header.baseOffset <= Int64.max - Int64(Int32.max) - 1 else {
             throw .negativeBaseOffset(header.baseOffset)
         }
         guard header.recordCount >= 0 else {
-            throw .recordCountMismatch(recordCount: header.recordCount, lastOffsetDelta: header.lastOffsetDelta)
+            throw .recordCountMismatch(
+                recordCount: header.recordCount, lastOffsetDelta: header.lastOffsetDelta)
         }
         self.header = header
         let section = batch.getSlice(
             at: batch.readerIndex + RecordBatchHeader.byteCount,
             length: header.totalByteCount - RecordBatchHeader.byteCount)
-        guard let section else { throw .truncated(available: batch.readableBytes, needed: header.totalByteCount) }
+        guard let section else {
+            throw .truncated(available: batch.readableBytes, needed: header.totalByteCount)
+        }
         if codec == .none || (section.readableBytes == 0 && header.recordCount == 0) {
             records = section
         } else {
@@ -114,14 +118,18 @@ package struct RecordIterator: Sendable {
         let position = position
         let recordCount = header.recordCount
         guard index < recordCount else {
-            guard position == records.readableBytes else { throw .bytesAfterLastRecord(declared: recordCount) }
+            guard position == records.readableBytes else {
+                throw .bytesAfterLastRecord(declared: recordCount)
+            }
             return nil
         }
         var fields = RecordFields()
         let outcome: Result<Int, RecordBatchError> = records.withUnsafeReadableBytes { bytes in
             Result { () throws(RecordBatchError) in
                 var length: Int32 = 0
-                guard position < bytes.count else { throw .tooFewRecords(found: index, declared: recordCount) }
+                guard position < bytes.count else {
+                    throw .tooFewRecords(found: index, declared: recordCount)
+                }
                 let start = readVarint(bytes, position, bytes.count, &length)
                 guard start >= 0 else {
                     throw start == VarintFailure.overflow
@@ -149,7 +157,8 @@ package struct RecordIterator: Sendable {
             key: slice(fields.keyStart, fields.keyLength),
             value: slice(fields.valueStart, fields.valueLength),
             headerCount: Int(fields.headerCount),
-            headerBytes: fields.headerCount == 0 ? nil : slice(fields.headersStart, end - fields.headersStart))
+            headerBytes: fields.headerCount == 0 ? nil : slice(fields.headersStart, end - fields.headersStart)
+        )
     }
 
     private func slice(_ start: Int, _ length: Int) -> ByteBuffer? {

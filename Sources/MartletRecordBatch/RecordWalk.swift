@@ -267,7 +267,9 @@ struct PartialRecord {
 }
 
 extension PartialRecord.Step {
-    fileprivate var isNullable: Bool { self == .keyLength || self == .valueLength || self == .headerValueLength }
+    fileprivate var isNullable: Bool {
+        self == .keyLength || self == .valueLength || self == .headerValueLength
+    }
 
     fileprivate var field: RecordBatchError.RecordField {
         switch self {
@@ -318,7 +320,9 @@ private func walkPartialRecord(
         case .fixedFields:
             var timestampDelta: Int64 = 0
             var offsetDelta: Int32 = 0
-            var next = available > 0 ? readVarlong(bytes, position + 1, end, &timestampDelta) : VarintFailure.truncated
+            var next =
+                available > 0
+                ? readVarlong(bytes, position + 1, end, &timestampDelta) : VarintFailure.truncated
             if next >= 0 { next = readVarint(bytes, next, end, &offsetDelta) }
             if next >= 0 {
                 try walk.noteRecord(timestampDelta: timestampDelta, offsetDelta: offsetDelta)

@@ -75,9 +75,13 @@ import Testing
     @Test func `snappy is read with xerial's framing and bare`() throws {
         let batch = try build(smallRecords, .init(codec: .snappy))
         let framed = try #require(batch.getSlice(at: 61, length: batch.readableBytes - 61))
-        #expect(framed.getBytes(at: framed.readerIndex, length: 8) == [0x82, 0x53, 0x4E, 0x41, 0x50, 0x50, 0x59, 0])
+        #expect(
+            framed.getBytes(at: framed.readerIndex, length: 8) == [
+                0x82, 0x53, 0x4E, 0x41, 0x50, 0x50, 0x59, 0,
+            ])
         // Behind the 16 bytes of framing and the block's length lies the bare block.
-        let bare = try #require(framed.getSlice(at: framed.readerIndex + 20, length: framed.readableBytes - 20))
+        let bare = try #require(
+            framed.getSlice(at: framed.readerIndex + 20, length: framed.readableBytes - 20))
         #expect(refusalOf(framed, .snappy, count: 3) == nil)
         #expect(refusalOf(bare, .snappy, count: 3) == nil)
     }

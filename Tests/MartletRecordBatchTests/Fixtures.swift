@@ -51,7 +51,8 @@ let smallRecords = [
 ]
 
 func build(
-    _ records: [PlainRecord], _ options: RecordBatchBuilder.Options = .init(), compressor: RecordCompressor? = nil
+    _ records: [PlainRecord], _ options: RecordBatchBuilder.Options = .init(),
+    compressor: RecordCompressor? = nil
 ) throws -> ByteBuffer {
     var builder = RecordBatchBuilder(capacity: 64)
     for record in records {
@@ -84,7 +85,8 @@ func validate(
     if let validator {
         return try validator.checkRecords(batch, header: header, limits: limits, requireKeys: requireKeys)
     }
-    return try RecordBatchValidator.checkRecords(batch, header: header, limits: limits, requireKeys: requireKeys)
+    return try RecordBatchValidator.checkRecords(
+        batch, header: header, limits: limits, requireKeys: requireKeys)
 }
 
 /// The error of `body`, nil when it succeeds.
@@ -116,9 +118,11 @@ func sealed(
         batch = try compressor.compress(
             batch, from: RecordBatchHeader.byteCount, codec: codec, level: nil)
     }
-    return sealed(compressedSection: batch.getSlice(
-        at: batch.readerIndex + RecordBatchHeader.byteCount,
-        length: batch.readableBytes - RecordBatchHeader.byteCount)!, recordCount: recordCount, codec: codec)
+    return sealed(
+        compressedSection: batch.getSlice(
+            at: batch.readerIndex + RecordBatchHeader.byteCount,
+            length: batch.readableBytes - RecordBatchHeader.byteCount)!, recordCount: recordCount,
+        codec: codec)
 }
 
 /// A batch whose record section is taken as it is.
@@ -154,7 +158,8 @@ func randomBytes(_ count: Int, alphabet: UInt8 = 255, using random: inout Random
 
 func randomRecords(using random: inout Randomness, largest: Int = 300, count: Int? = nil) -> [PlainRecord] {
     (0..<(count ?? Int.random(in: 1...40, using: &random))).map { index in
-        let headerCount = Int.random(in: 0...5, using: &random) == 0 ? Int.random(in: 1...4, using: &random) : 0
+        let headerCount =
+            Int.random(in: 0...5, using: &random) == 0 ? Int.random(in: 1...4, using: &random) : 0
         return PlainRecord(
             1_600_000_000_000 + Int64.random(in: -5_000...5_000, using: &random),
             Bool.random(using: &random) ? nil : "key-\(Int.random(in: 0...9, using: &random))",

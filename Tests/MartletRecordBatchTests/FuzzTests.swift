@@ -34,7 +34,8 @@ import Testing
         let compressor = RecordCompressor()
         for seed in UInt64(0)..<400 {
             var random = Randomness(seed: seed)
-            let records = randomRecords(using: &random, largest: 60, count: Int.random(in: 1...6, using: &random))
+            let records = randomRecords(
+                using: &random, largest: 60, count: Int.random(in: 1...6, using: &random))
             var batch = try build(records, .init(codec: codec), compressor: compressor)
             for _ in 0..<Int.random(in: 1...3, using: &random) {
                 let place = Int.random(in: 0..<batch.readableBytes, using: &random)

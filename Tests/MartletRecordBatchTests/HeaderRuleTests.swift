@@ -7,7 +7,9 @@ import Testing
     let batch: ByteBuffer
     init() throws { batch = try build(smallRecords) }
 
-    private func refusalOfHeader(_ batch: ByteBuffer, _ limits: BatchLimits = BatchLimits()) -> RecordBatchError? {
+    private func refusalOfHeader(_ batch: ByteBuffer, _ limits: BatchLimits = BatchLimits())
+        -> RecordBatchError?
+    {
         refusal { () throws(RecordBatchError) in try RecordBatchValidator.checkHeader(batch, limits: limits) }
     }
 
@@ -87,7 +89,8 @@ import Testing
         #expect(refusalOfHeader(horizon, .stored) == nil)
         for bit in 7...15 {
             let attributes = Int16(truncatingIfNeeded: 1 << bit)
-            #expect(refusalOfHeader(patched(batch, at: 21, to: attributes)) == .reservedAttributes(attributes))
+            #expect(
+                refusalOfHeader(patched(batch, at: 21, to: attributes)) == .reservedAttributes(attributes))
         }
     }
 
@@ -128,7 +131,9 @@ import Testing
         // The third record is older than the base: only the walk sees it.
         let early = BatchLimits(earliestTimestamp: first - 9)
         #expect(refusalOfHeader(batch, early) == nil)
-        #expect(refusal { () throws(RecordBatchError) in try validate(batch, limits: early) }?.errorCode.rawValue == 32)
+        #expect(
+            refusal { () throws(RecordBatchError) in try validate(batch, limits: early) }?.errorCode.rawValue
+                == 32)
         // -1 is "no timestamp" and passes.
         let timeless = try build([PlainRecord(-1, nil, "v")])
         #expect(throws: Never.self) { try validate(timeless, limits: BatchLimits(earliestTimestamp: first)) }

@@ -36,8 +36,14 @@ private func record(
             (record(value: [0x03]), .fieldLength(recordIndex: 0, field: .value, length: -2)),
             (record(headers: [0x01]), .fieldLength(recordIndex: 0, field: .headerCount, length: -1)),
             (record(headers: [0x7E]), .fieldLength(recordIndex: 0, field: .headerCount, length: 63)),
-            (record(headers: [0x02, 0x01, 0x01]), .fieldLength(recordIndex: 0, field: .headerKey, length: -1)),
-            (record(headers: [0x02, 0x00, 0x03]), .fieldLength(recordIndex: 0, field: .headerValue, length: -2)),
+            (
+                record(headers: [0x02, 0x01, 0x01]),
+                .fieldLength(recordIndex: 0, field: .headerKey, length: -1)
+            ),
+            (
+                record(headers: [0x02, 0x00, 0x03]),
+                .fieldLength(recordIndex: 0, field: .headerValue, length: -2)
+            ),
             (record(headers: [0x02, 0x04, 0xC3, 0x28, 0x01]), .headerKeyNotUTF8(recordIndex: 0)),
             (record(headers: [0x02, 0x02, 0xC3, 0x01]), .headerKeyNotUTF8(recordIndex: 0)),
             (record(headers: [0x00, 0x00]), .recordLengthMismatch(recordIndex: 0)),
@@ -93,7 +99,8 @@ private func record(
                     (0..<Int.random(in: 0...3, using: &random)).map { _ in
                         RecordHeader(
                             key: String(repeating: "é", count: Int.random(in: 0...30_000, using: &random)),
-                            value: ByteBuffer(repeating: 1, count: Int.random(in: 0...70_000, using: &random)))
+                            value: ByteBuffer(repeating: 1, count: Int.random(in: 0...70_000, using: &random))
+                        )
                     })
             }
             let plain = try build(records)
@@ -105,16 +112,19 @@ private func record(
             for _ in 0..<6 {
                 var section = try #require(plain.getSlice(at: 61, length: plain.readableBytes - 61))
                 let structural = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-                let place = Bool.random(using: &random)
+                let place =
+                    Bool.random(using: &random)
                     ? structural.randomElement(using: &random)!
                     : Int.random(in: 0..<section.readableBytes, using: &random)
                 let byte = section.getInteger(at: section.readerIndex + place, as: UInt8.self)!
                 section.setInteger(
                     byte ^ (1 << UInt8.random(in: 0...7, using: &random)), at: section.readerIndex + place)
                 let bare = try sealed(section: section, recordCount: 6, codec: .none, compressor: compressor)
-                let wrapped = try sealed(section: section, recordCount: 6, codec: codec, compressor: compressor)
+                let wrapped = try sealed(
+                    section: section, recordCount: 6, codec: codec, compressor: compressor)
                 let inPlace = refusal { () throws(RecordBatchError) in try validate(bare) }
-                let streamed = refusal { () throws(RecordBatchError) in try validate(wrapped, with: validator) }
+                let streamed = refusal { () throws(RecordBatchError) in try validate(wrapped, with: validator)
+                }
                 #expect((inPlace == nil) == (streamed == nil), "seed \(seed), byte \(place)")
                 #expect(inPlace?.errorCode == streamed?.errorCode, "seed \(seed), byte \(place)")
             }

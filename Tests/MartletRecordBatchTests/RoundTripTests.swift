@@ -92,7 +92,9 @@ import Testing
         #expect(try read(batch) == smallRecords)
     }
 
-    @Test func `assigning through shared storage reaches every slice, the plain setters only their own`() throws {
+    @Test func `assigning through shared storage reaches every slice, the plain setters only their own`()
+        throws
+    {
         var frame = ByteBuffer(string: "frame around ")
         frame.writeImmutableBuffer(try build(smallRecords))
         var slice = try #require(frame.getSlice(at: 13, length: frame.readableBytes - 13))
@@ -108,7 +110,8 @@ import Testing
         var batch = try build(smallRecords, .init(codec: .gzip))
         RecordBatchPatch.setLogAppendTime(1_800_000_000_000, in: &batch)
         #expect(throws: Never.self) { try validate(batch, limits: .stored) }
-        #expect(try read(batch).map(\.timestamp) == [1_800_000_000_000, 1_800_000_000_000, 1_800_000_000_000])
+        #expect(
+            try read(batch).map(\.timestamp) == [1_800_000_000_000, 1_800_000_000_000, 1_800_000_000_000])
         #expect(try RecordBatchHeader(reading: batch).timestampType == .logAppendTime)
     }
 
@@ -117,7 +120,9 @@ import Testing
         let facts = try validate(batch)
         #expect(facts.maxTimestamp == 1_700_000_000_007)
         RecordBatchPatch.setMaxTimestamp(facts.maxTimestamp, in: &batch)
-        #expect(try RecordBatchValidator.checkHeader(batch, limits: BatchLimits()).maxTimestamp == 1_700_000_000_007)
+        #expect(
+            try RecordBatchValidator.checkHeader(batch, limits: BatchLimits()).maxTimestamp
+                == 1_700_000_000_007)
     }
 
     @Test func `a builder goes on with an empty batch after building`() throws {
@@ -137,7 +142,9 @@ import Testing
     }
 
     @Test func `numbers of every width survive`() throws {
-        let times: [Int64] = [0, 1, -1, 63, 64, -64, -65, 8_191, 8_192, 1 << 31, 1 << 40, 1 << 62, -(1 << 61)]
+        let times: [Int64] = [
+            0, 1, -1, 63, 64, -64, -65, 8_191, 8_192, 1 << 31, 1 << 40, 1 << 62, -(1 << 61),
+        ]
         var builder = RecordBatchBuilder(baseTimestamp: 0)
         for time in times { try builder.append(key: nil, value: ByteBuffer(), timestamp: time) }
         #expect(try read(try builder.build()).map(\.timestamp) == times)

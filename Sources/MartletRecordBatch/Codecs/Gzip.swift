@@ -44,7 +44,9 @@ final class GzipDecoder {
             switch inflate(stream, Z_NO_FLUSH) {
             case Z_STREAM_END: memberEnded = true
             case Z_OK:
-                if stream.pointee.avail_in == 0, stream.pointee.avail_out > 0 { throw .damagedCompression(.gzip) }
+                if stream.pointee.avail_in == 0, stream.pointee.avail_out > 0 {
+                    throw .damagedCompression(.gzip)
+                }
             default: throw .damagedCompression(.gzip)
             }
         }

@@ -59,13 +59,16 @@ enum Lz4Encoder {
     /// Size of LZ4F_preferences_t.
     private static let preferencesByteCount = 56
 
-    static func bound(_ byteCount: Int, _ library: Lz4Library) -> Int { library.frameBound(byteCount, nil) + 64 }
+    static func bound(_ byteCount: Int, _ library: Lz4Library) -> Int {
+        library.frameBound(byteCount, nil) + 64
+    }
 
     static func compress(
         _ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer, level: Int,
         _ library: Lz4Library
     ) throws(RecordBatchError) -> Int {
-        let count = withUnsafeTemporaryAllocation(byteCount: preferencesByteCount, alignment: 8) { preferences in
+        let count = withUnsafeTemporaryAllocation(byteCount: preferencesByteCount, alignment: 8) {
+            preferences in
             preferences.initializeMemory(as: UInt8.self, repeating: 0)
             preferences.storeBytes(of: 4, toByteOffset: 0, as: UInt32.self)  // blocks of 64 KiB
             preferences.storeBytes(of: 1, toByteOffset: 4, as: UInt32.self)  // independent

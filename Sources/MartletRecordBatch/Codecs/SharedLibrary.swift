@@ -1,9 +1,9 @@
 #if canImport(Glibc)
-import Glibc
+    import Glibc
 #elseif canImport(Musl)
-import Musl
+    import Musl
 #elseif canImport(Darwin)
-import Darwin
+    import Darwin
 #endif
 
 /// A shared library of the system, loaded at run time, so that the program starts without it and only the
@@ -41,7 +41,8 @@ struct Lz4Library: Sendable {
     typealias IsError = @convention(c) @Sendable (Int) -> UInt32
     typealias FrameBound = @convention(c) @Sendable (Int, UnsafeRawPointer?) -> Int
     typealias CompressFrame =
-        @convention(c) @Sendable (UnsafeMutableRawPointer?, Int, UnsafeRawPointer?, Int, UnsafeRawPointer?) -> Int
+        @convention(c) @Sendable (UnsafeMutableRawPointer?, Int, UnsafeRawPointer?, Int, UnsafeRawPointer?) ->
+        Int
 
     /// LZ4F_VERSION of the interface.
     static let version: UInt32 = 100
@@ -175,7 +176,8 @@ struct SnappyLibrary: Sendable {
             let maxCompressedLength = library.function("snappy_max_compressed_length", as: MaxLength.self),
             let compress = library.function("snappy_compress", as: Transform.self),
             let uncompress = library.function("snappy_uncompress", as: Transform.self),
-            let uncompressedLength = library.function("snappy_uncompressed_length", as: UncompressedLength.self)
+            let uncompressedLength = library.function(
+                "snappy_uncompressed_length", as: UncompressedLength.self)
         else { return nil }
         self.maxCompressedLength = maxCompressedLength
         self.compress = compress

@@ -44,7 +44,8 @@ final class SnappyDecoder {
             let count = min(blockEnd - blockStart, output.count - written)
             block.withUnsafeBytes { source in
                 UnsafeMutableRawBufferPointer(rebasing: output[written..<written + count])
-                    .copyMemory(from: UnsafeRawBufferPointer(rebasing: source[blockStart..<blockStart + count]))
+                    .copyMemory(
+                        from: UnsafeRawBufferPointer(rebasing: source[blockStart..<blockStart + count]))
             }
             blockStart += count
             written += count
@@ -63,13 +64,17 @@ final class SnappyDecoder {
         }
         let source = input.baseAddress?.advanced(by: position)
         var byteCount = 0
-        guard library.uncompressedLength(source, count, &byteCount) == 0 else { throw .damagedCompression(.snappy) }
+        guard library.uncompressedLength(source, count, &byteCount) == 0 else {
+            throw .damagedCompression(.snappy)
+        }
         // The densest element is a copy of 64 bytes in 3, so a greater length is a lie, known before any
         // memory is taken for it.
         guard byteCount >= 0, byteCount / 64 <= count / 3 + 1 else { throw .damagedCompression(.snappy) }
         guard byteCount <= outputLimit else { throw .inflatedTooLarge(.snappy, limit: outputLimit) }
         if block.count < byteCount { block = [UInt8](repeating: 0, count: byteCount) }
-        let status = block.withUnsafeMutableBytes { library.uncompress(source, count, $0.baseAddress, &byteCount) }
+        let status = block.withUnsafeMutableBytes {
+            library.uncompress(source, count, $0.baseAddress, &byteCount)
+        }
         guard status == 0 else { throw .damagedCompression(.snappy) }
         position += count
         blockStart = 0
@@ -104,7 +109,8 @@ enum SnappyEncoder {
             let count = min(blockByteCount, input.count - position)
             var compressed = output.count - written - 4
             let status = library.compress(
-                input.baseAddress?.advanced(by: position), count, output.baseAddress?.advanced(by: written + 4),
+                input.baseAddress?.advanced(by: position), count,
+                output.baseAddress?.advanced(by: written + 4),
                 &compressed)
             guard status == 0 else { throw .compressionFailed(.snappy) }
             output.storeBytes(of: Int32(compressed).bigEndian, toByteOffset: written, as: Int32.self)
