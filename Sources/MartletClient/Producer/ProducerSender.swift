@@ -114,6 +114,9 @@ final class ProducerSender: @unchecked Sendable {
             } else {
                 isLeaderless = true
                 queue.lastError = leaderless(queue.topicPartition)
+                // Without the pause each answer that still names no leader would lead to the next question.
+                queue.notBefore = now + TimeAmount(configuration.client.retryBackoff)
+                wake(at: queue.notBefore)
             }
         }
         active = kept
