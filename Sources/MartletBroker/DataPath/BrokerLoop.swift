@@ -50,6 +50,8 @@ package final class BrokerLoop: @unchecked Sendable {
     private var sweepTask: RepeatedTask?
     /// Results for requests whose connection lives on another loop, sent in one message per turn.
     private var outgoing: [[ProduceCompletion]]
+    /// Batches for partitions of other loops, likewise: a wake-up per turn instead of one per request.
+    private var forwarded: [[ForwardedProduce]]
     package private(set) var isStopping = false
 
     package init(index: Int, eventLoop: any EventLoop, services: BrokerServices, loopCount: Int) {
@@ -59,6 +61,7 @@ package final class BrokerLoop: @unchecked Sendable {
         self.logger = services.logger
         self.image = MetadataImage(localBroker: services.settings.nodeID)
         self.outgoing = Array(repeating: [], count: loopCount)
+        self.forwarded = Array(repeating: [], count: loopCount)
     }
 
     // MARK: Messages
@@ -147,7 +150,43 @@ package final class BrokerLoop: @unchecked Sendable {
         }
     }
 
+    /// Takes batches to the loop of their partitions: at once if that is this one, else with this turn's
+    /// message. Batches for one loop arrive in the order of the calls.
+    package func forward(_ items: [ProduceItem], for request: ProduceRequestState, to target: BrokerLoop) {
+        if target === self {
+            append(items, for: request)
+        } else {
+            forwarded[target.index].append(ForwardedProduce(items: items, request: request))
+            scheduleTurnEnd()
+        }
+    }
+
+    private func append(_ items: [ProduceItem], for request: ProduceRequestState) {
+        for item in items {
+            guard let partition = partition(item.key) else {
+                let result =
+                    isStopping
+                    ? ProduceResult(error: .notLeaderOrFollower, message: "the broker is shutting down")
+                    : ProduceResult(error: .unknownTopicOrPartition, message: "the topic was deleted")
+                complete(ProduceCompletion(request: request, index: item.index, result: result))
+                continue
+            }
+            if partition.isOpen {
+                partition.append(item, for: request)
+            } else {
+                partition.whenOpen { $0.append(item, for: request) }
+            }
+        }
+    }
+
     private func deliverOutgoing() {
+        for target in forwarded.indices where !forwarded[target].isEmpty {
+            let batches = forwarded[target]
+            forwarded[target] = []
+            services.loops.all[target].post { loop in
+                for batch in batches { loop.append(batch.items, for: batch.request) }
+            }
+        }
         for target in outgoing.indices where !outgoing[target].isEmpty {
             let completions = outgoing[target]
             outgoing[target] = []

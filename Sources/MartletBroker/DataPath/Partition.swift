@@ -175,6 +175,10 @@ package final class Partition: @unchecked Sendable {
             producerExpirationMilliseconds: loop.image.brokerConfiguration.producerIDExpirationMilliseconds)
     }
 
+    package var isOpen: Bool {
+        if case .open = phase { true } else { false }
+    }
+
     package var isOpening: Bool {
         if case .opening = phase { true } else { false }
     }

@@ -68,3 +68,10 @@ package final class ProduceRequestState: @unchecked Sendable {
         if missing == 0 { finish(results) }
     }
 }
+
+/// Batches on their way to another loop.
+// SAFETY: values, handed over whole: the sender keeps nothing, so the bytes have one owner throughout.
+struct ForwardedProduce: @unchecked Sendable {
+    var items: [ProduceItem]
+    var request: ProduceRequestState
+}

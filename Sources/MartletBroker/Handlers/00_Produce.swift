@@ -223,45 +223,16 @@ package enum ProduceHandler {
 
     // MARK: Append
 
-    private struct ItemTransfer: @unchecked Sendable {
-        // SAFETY: values only; handed over whole to the partition's loop.
-        var items: [ProduceItem]
-    }
-
     private static func forward(_ items: [ProduceItem], _ state: ProduceRequestState, _ loop: BrokerLoop) {
         let loops = loop.services.loops
         if items.count == 1 || loops.count == 1 {
-            for item in items { send([item], to: loops.loop(of: item.key), state, from: loop) }
+            for item in items { loop.forward([item], for: state, to: loops.loop(of: item.key)) }
             return
         }
         var byLoop: [[ProduceItem]] = Array(repeating: [], count: loops.count)
         for item in items { byLoop[loops.index(of: item.key)].append(item) }
         for (index, items) in byLoop.enumerated() where !items.isEmpty {
-            send(items, to: loops.all[index], state, from: loop)
-        }
-    }
-
-    private static func send(
-        _ items: [ProduceItem], to target: BrokerLoop, _ state: ProduceRequestState, from loop: BrokerLoop
-    ) {
-        if target === loop {
-            append(items, state, on: target)
-        } else {
-            let transfer = ItemTransfer(items: items)
-            target.post { target in append(transfer.items, state, on: target) }
-        }
-    }
-
-    private static func append(_ items: [ProduceItem], _ state: ProduceRequestState, on loop: BrokerLoop) {
-        for item in items {
-            guard let partition = loop.partition(item.key) else {
-                loop.complete(
-                    ProduceCompletion(
-                        request: state, index: item.index,
-                        result: ProduceResult(error: loop.absence, message: "the broker stops or the topic is gone")))
-                continue
-            }
-            partition.whenOpen { $0.append(item, for: state) }
+            loop.forward(items, for: state, to: loops.all[index])
         }
     }
 
