@@ -34,7 +34,7 @@ public final class Broker: Sendable {
     }
 
     /// Threads that wait in fdatasync; see ``BrokerServices/flushPool``.
-    private static let flushThreadCount = 16
+    private static let flushThreadCount = 32
 
     /// Where the broker listens, with the port the kernel chose if 0 was asked for.
     public let address: BrokerSettings.Address
@@ -150,6 +150,15 @@ public final class Broker: Sendable {
         let directory = try LogDirectory.open(
             settings.dataDirectory, disk: disk, clusterID: clusterID?.description, nodeID: settings.nodeID,
             newDirectoryID: .random(using: &generator), configuration: configuration)
+        for removal in directory.unfinishedDeletions() {
+            flushPool.submit { _ in
+                do throws(StorageError) {
+                    try removal.run()
+                } catch {
+                    logger.error("files not removed", metadata: ["folder": "\(removal.folder)", "cause": "\(error)"])
+                }
+            }
+        }
         for name in directory.unknownNames {
             logger.warning("unknown folder in the data directory is left alone", metadata: ["name": "\(name)"])
         }

@@ -1,10 +1,11 @@
 package import Logging
-package import MartletLogModel
 package import MartletController
+internal import MartletKafkaProtocol
+package import MartletLogModel
+internal import MartletStorage
 package import MartletTransport
 package import NIOCore
-internal import MartletKafkaProtocol
-internal import MartletStorage
+internal import NIOPosix
 
 /// Identity of a partition for as long as its topic lives; a topic deleted and created again has another.
 package struct PartitionKey: Hashable, Sendable {
@@ -78,6 +79,14 @@ package final class BrokerLoop: @unchecked Sendable {
         self.image = image
         groups.topicsDeleted(deletedTopics)
         if previous.brokerConfiguration != image.brokerConfiguration { groups.configurationChanged() }
+        for name in deletedTopics {
+            guard let topic = previous.topic(named: name) else { continue }
+            for index in topic.partitions.indices {
+                let key = PartitionKey(topicID: topic.id, partition: PartitionIndex(Int32(index)))
+                guard services.loops.loop(of: key) === self, partitions[key] == nil else { continue }
+                removeFiles(of: TopicPartition(name, Int32(index)))
+            }
+        }
         for (key, partition) in partitions {
             guard let topic = image.topic(id: key.topicID),
                 let registration = topic.partition(key.partition)
@@ -90,6 +99,27 @@ package final class BrokerLoop: @unchecked Sendable {
             if old?.configuration != topic.configuration || old?.partition(key.partition) != registration {
                 partition.metadataChanged(topic: topic, registration: registration)
             }
+        }
+    }
+
+    /// Moves a deleted partition's folder away at once, so that a topic of the same name finds none, and
+    /// removes it on the work pool.
+    func removeFiles(of name: TopicPartition) {
+        var generator = SystemRandomNumberGenerator()
+        let logger = self.logger
+        do throws(StorageError) {
+            guard
+                let removal = try services.directory.deletePartition(name, uniqueSuffix: .random(using: &generator))
+            else { return }
+            services.workPool.submit { _ in
+                do throws(StorageError) {
+                    try removal.run()
+                } catch {
+                    logger.error("files not removed", metadata: ["partition": "\(name)", "cause": "\(error)"])
+                }
+            }
+        } catch {
+            logger.error("partition not removed", metadata: ["partition": "\(name)", "cause": "\(error)"])
         }
     }
 

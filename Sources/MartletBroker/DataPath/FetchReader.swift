@@ -116,6 +116,11 @@ extension Partition {
             result.divergingEpoch = diverging
             return result
         }
+        if let damage = log.damage, item.fetchOffset >= damage.offset.rawValue {
+            // What follows is in quarantine: not out of range, not the end of the log either.
+            result.error = .kafkaStorageError
+            return result
+        }
         guard item.fetchOffset >= log.logStartOffset.rawValue, item.fetchOffset <= mark.rawValue else {
             result.error = .offsetOutOfRange
             return result

@@ -112,6 +112,11 @@ package final class Partition: @unchecked Sendable {
             replica = PartitionReplica(durability: topic.replicaDurability, recoveredEnd: log.logEndOffset)
             replica.becameLeader(epoch: registration.leaderEpoch)
             phase = .open(log)
+            if let damage = log.damage {
+                loop.logger.error(
+                    "log is damaged; appends and reads from there on are refused until `martlet log repair`",
+                    metadata: ["partition": "\(name)", "offset": "\(damage.offset)", "cause": "\(damage.detail)"])
+            }
             if log.recovery.isNoteworthy {
                 loop.logger.warning(
                     "log recovered",
@@ -196,26 +201,12 @@ package final class Partition: @unchecked Sendable {
         failEverything(.unknownTopicOrPartition, "topic \(name.topic) was deleted")
         guard case .open(let log) = phase else {
             phase = .closed
-            removeFiles()
+            loop.removeFiles(of: name)
             return
         }
         phase = .closed
         closeLog(log, clean: false)
-        removeFiles()
-    }
-
-    private func removeFiles() {
-        let services = loop.services
-        let name = self.name
-        var generator = SystemRandomNumberGenerator()
-        let suffix = UniversalID.random(using: &generator)
-        services.workPool.submit { _ in
-            do {
-                try services.directory.deletePartition(name, uniqueSuffix: suffix)?.run()
-            } catch {
-                services.logger.error("partition not removed", metadata: ["partition": "\(name)", "cause": "\(error)"])
-            }
-        }
+        loop.removeFiles(of: name)
     }
 
     /// Closes a log that nobody has used since `deadline`, so that memory and files follow use, not the number
