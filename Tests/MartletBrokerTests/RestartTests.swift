@@ -1,3 +1,4 @@
+import Glibc
 import MartletBroker
 import MartletKafkaProtocol
 import MartletLogModel
@@ -50,6 +51,26 @@ import Testing
                 }
             }
             #expect(seen.count == 15)
+        }
+    }
+
+    @Test func `deleting a topic frees partitions that nobody has used since the start`() async throws {
+        try await withTemporaryFolder { folder in
+            try await withBroker(folder: folder) { broker in
+                let client = try WireClient(port: broker.address.port)
+                try client.createTopic("t", partitions: 2)
+                for index in Int32(0)..<2 { _ = try client.produce(try makeBatch(["x"]), topic: "t", partition: index) }
+            }
+            #expect(access(folder + "/t-0", F_OK) == 0 && access(folder + "/t-1", F_OK) == 0)
+            try await withBroker(folder: folder) { broker in
+                let client = try WireClient(port: broker.address.port)
+                var state = DeleteTopicsRequest.DeleteTopicState()
+                state.name = "t"
+                var request = DeleteTopicsRequest()
+                request.topics = [state]
+                #expect(try client.call(request).responses.first?.errorCode == 0)
+                #expect(access(folder + "/t-0", F_OK) != 0 && access(folder + "/t-1", F_OK) != 0)
+            }
         }
     }
 
