@@ -60,7 +60,7 @@ import Testing
         .enabled(if: ForeignClients.plainPython != nil, "no python3 in PATH"), .timeLimit(.minutes(90)),
         arguments: Findings.scenarios("crash"))
     func `kill -9 loses nothing acknowledged`(scenario: String) throws {
-        let rounds = BuildProducts.isLong ? 1000 : 30
+        let rounds = BuildProducts.isLong ? 1000 : 200
         let seed = BuildProducts.isLong ? UInt32.random(in: 1...UInt32.max) : 20_260_131
         try ForeignClients.hold(
             "crash", scenario, seconds: 60 + 5 * rounds,
