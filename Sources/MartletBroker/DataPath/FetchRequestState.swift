@@ -220,7 +220,14 @@ package final class FetchRequestState: @unchecked Sendable {
     private func stopWaiting() {
         timer?.cancel()
         timer = nil
-        for loopIndex in waitsOn {
+        guard !waitsOn.isEmpty else { return }
+        // Only a partition that had nothing to read holds a waiter: a fetch that is answered at once, the usual
+        // case of a reader that is behind, wakes no other loop for this.
+        var held: Set<Int> = []
+        for index in items.indices where results[index].byteCount == 0 && items[index].rejection == .none {
+            held.insert(loop.services.loops.index(of: items[index].key))
+        }
+        for loopIndex in waitsOn.intersection(held) {
             let target = loop.services.loops.all[loopIndex]
             if target === loop {
                 FetchReader.stopWaiting(self, items: items, on: target)
