@@ -144,9 +144,6 @@ package final class Partition: @unchecked Sendable {
             return
         }
         guard queue.count < Self.openingQueueLimit else {
-            phase = .failed(
-                .kafkaStorageError, "too many requests wait for the partition to open", since: .now())
-            for waiting in queue { waiting(self) }
             operation(self)
             return
         }
@@ -200,13 +197,21 @@ package final class Partition: @unchecked Sendable {
     func topicDeleted() {
         failEverything(.unknownTopicOrPartition, "topic \(name.topic) was deleted")
         guard case .open(let log) = phase else {
-            phase = .closed
+            giveUpOpening()
             loop.removeFiles(of: name)
             return
         }
         phase = .closed
         closeLog(log, clean: false)
         loop.removeFiles(of: name)
+    }
+
+    /// A partition that is not open will not open any more: whoever waits for it finds it closed.
+    private func giveUpOpening() {
+        let former = phase
+        phase = .closed
+        guard case .opening(let queue) = former else { return }
+        for operation in queue { operation(self) }
     }
 
     /// Closes a log that nobody has used since `deadline`, so that memory and files follow use, not the number
@@ -239,7 +244,7 @@ package final class Partition: @unchecked Sendable {
     func close(clean: Bool) -> EventLoopFuture<Void> {
         let promise = loop.eventLoop.makePromise(of: Void.self)
         guard case .open = phase else {
-            phase = .closed
+            giveUpOpening()
             promise.succeed()
             return promise.futureResult
         }

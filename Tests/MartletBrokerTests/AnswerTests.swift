@@ -1,0 +1,56 @@
+import MartletBroker
+import MartletKafkaProtocol
+import MartletLogModel
+import MartletRecordBatch
+import MartletTestSupport
+import NIOCore
+import Testing
+
+/// Every request gets an answer, and the right one, whatever is going on and whatever it asks.
+@Suite(.timeLimit(.minutes(2))) struct AnswerTests {
+    @Test func `requests that wait for a partition to open are answered when its topic is deleted`() async throws {
+        let count: Int32 = 400
+        try await withTemporaryFolder { folder in
+            try await withBroker(folder: folder) { broker in
+                let client = try WireClient(port: broker.address.port)
+                try client.createTopic("t", partitions: count)
+                var topic = ProduceRequest.TopicProduceData()
+                topic.name = "t"
+                topic.partitionData = try (0..<count).map {
+                    var data = ProduceRequest.PartitionProduceData()
+                    data.index = $0
+                    data.records = try makeBatch(["v"])
+                    return data
+                }
+                var request = ProduceRequest()
+                request.acks = -1
+                request.timeoutMs = 60_000
+                request.topicData = [topic]
+                let answer = try client.call(request, version: 12)
+                #expect(answer.responses.flatMap(\.partitionResponses).allSatisfy { $0.errorCode == 0 })
+            }
+            try await withBroker(folder: folder) { broker in
+                let asking = try WireClient(port: broker.address.port)
+                let deleting = try WireClient(port: broker.address.port)
+                var topic = ListOffsetsRequest.ListOffsetsTopic()
+                topic.name = "t"
+                topic.partitions = (0..<count).map {
+                    var partition = ListOffsetsRequest.ListOffsetsPartition()
+                    partition.partitionIndex = $0
+                    partition.timestamp = -1
+                    return partition
+                }
+                var request = ListOffsetsRequest()
+                request.topics = [topic]
+                try asking.post(request, version: 7)
+                var delete = DeleteTopicsRequest()
+                delete.topicNames = ["t"]
+                #expect(try deleting.call(delete, version: 5).responses.map(\.errorCode) == [0])
+                let answer = try asking.read(ListOffsetsResponse.self, version: 7)
+                let codes = Set(answer.topics.flatMap(\.partitions).map(\.errorCode))
+                #expect(answer.topics.flatMap(\.partitions).count == Int(count))
+                #expect(codes.isSubset(of: [0, 3, 6]), "\(codes)")
+            }
+        }
+    }
+}
