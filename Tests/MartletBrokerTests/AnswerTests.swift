@@ -53,4 +53,22 @@ import Testing
             }
         }
     }
+
+    @Test func `a fetch that found too little is answered by the append that makes it enough`() async throws {
+        try await withBroker { broker in
+            let client = try WireClient(port: broker.address.port)
+            try client.createTopic("t")
+            _ = try client.produce(try makeBatch(["first"]), topic: "t")
+            let waiting = try WireClient(port: broker.address.port)
+            var request = waiting.fetchRequest("t", from: 0, maxWait: 60_000)
+            request.minBytes = 1000
+            try waiting.post(request, version: 12)
+            // The fetch waits when its connection's next request is not answered either.
+            _ = try client.produce(try makeBatch([String(repeating: "x", count: 300)]), topic: "t")
+            _ = try client.produce(try makeBatch([String(repeating: "x", count: 300)]), topic: "t")
+            _ = try client.produce(try makeBatch([String(repeating: "x", count: 600)]), topic: "t")
+            let response = try waiting.read(FetchResponse.self, version: 12)
+            #expect(response.responses.first?.partitions.first?.records?.readableBytes ?? 0 >= 1000)
+        }
+    }
 }

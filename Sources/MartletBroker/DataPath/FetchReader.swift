@@ -16,7 +16,7 @@ package enum FetchReader {
     ///
     /// - Parameters:
     ///   - maxBytes: bound over all items; the first one with records may exceed it by one batch.
-    ///   - waiter: registered with each partition that has nothing to read, under its index in `indexes`.
+    ///   - waiter: registered with each partition that has less than its `minBytes` to read, under its index in `indexes`.
     package static func read(
         _ items: [FetchItem], maxBytes: Int, on loop: BrokerLoop, waiter: FetchRequestState?, at indexes: [Int],
         answer: @escaping ([FetchResult]) -> Void
@@ -58,7 +58,9 @@ package enum FetchReader {
             if size > 0 {
                 isFirst = false
                 left = max(0, left - size)
-            } else if let waiter, result.error == .none {
+            }
+            // What is here may be too little for the request: more of it is news as well.
+            if let waiter, size < waiter.minBytes, result.error == .none {
                 partition.addFetchWaiter(FetchWaiter(fetch: waiter, index: indexes[position]))
             }
             results.append(result)

@@ -94,7 +94,7 @@ package struct FetchWaiter {
 package final class FetchRequestState: @unchecked Sendable {
     package let loop: BrokerLoop
     private let items: [FetchItem]
-    private let minBytes: Int
+    package let minBytes: Int
     private let maxBytes: Int
     private let maxWait: TimeAmount
     /// Cleared when it was called or the fetch was cancelled: it holds the request's context.
@@ -221,10 +221,10 @@ package final class FetchRequestState: @unchecked Sendable {
         timer?.cancel()
         timer = nil
         guard !waitsOn.isEmpty else { return }
-        // Only a partition that had nothing to read holds a waiter: a fetch that is answered at once, the usual
+        // Only a partition that had too little to read holds a waiter: a fetch that is answered at once, the usual
         // case of a reader that is behind, wakes no other loop for this.
         var held: Set<Int> = []
-        for index in items.indices where results[index].byteCount == 0 && items[index].rejection == .none {
+        for index in items.indices where results[index].byteCount < minBytes && items[index].rejection == .none {
             held.insert(loop.services.loops.index(of: items[index].key))
         }
         for loopIndex in waitsOn.intersection(held) {
