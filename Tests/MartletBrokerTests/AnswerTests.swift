@@ -71,4 +71,17 @@ import Testing
             #expect(response.responses.first?.partitions.first?.records?.readableBytes ?? 0 >= 1000)
         }
     }
+
+    @Test func `an idempotent producer that asks again gets another id`() async throws {
+        try await withBroker { broker in
+            let client = try WireClient(port: broker.address.port)
+            let first = try client.call(InitProducerIdRequest(transactionalID: nil), version: 4)
+            var again = InitProducerIdRequest(transactionalID: nil)
+            again.producerID = first.producerID
+            again.producerEpoch = 5
+            let second = try client.call(again, version: 4)
+            #expect(second.errorCode == 0)
+            #expect(second.producerID != first.producerID && second.producerEpoch == 0)
+        }
+    }
 }

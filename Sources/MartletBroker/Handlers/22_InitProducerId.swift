@@ -8,12 +8,12 @@ internal import Synchronization
 /// InitProducerId (key 22): ids for idempotent producers, out of blocks that the controller hands out durably, so that
 /// no id is given twice, not even after a crash (KIP-98, KIP-730).
 ///
-/// A producer that asks again with the id and epoch it has gets the next epoch of the same id (KIP-360). Transactional
-/// ids need the transaction coordinator, which this release does not have.
+/// An id and epoch that the producer has already count for transactional ids alone (KIP-360): nothing here could tell
+/// whether they are the latest. Transactional ids need the transaction coordinator, which this release does not have.
 package enum InitProducerIDHandler {
     package static func handle(_ request: InitProducerIdRequest, _ context: RequestContext) {
-        var response = InitProducerIdResponse()
         guard request.transactionalID == nil else {
+            var response = InitProducerIdResponse()
             context.loop.logger.warning(
                 "transactional producer refused",
                 metadata: [
@@ -21,12 +21,6 @@ package enum InitProducerIDHandler {
                     "cause": "transactions are not served by this release; unset transactional.id",
                 ])
             response.errorCode = ErrorCode.transactionalIDAuthorizationFailed.rawValue
-            context.respond(response)
-            return
-        }
-        if request.producerID >= 0, request.producerEpoch >= 0, request.producerEpoch < Int16.max - 1 {
-            response.producerID = request.producerID
-            response.producerEpoch = request.producerEpoch + 1
             context.respond(response)
             return
         }
