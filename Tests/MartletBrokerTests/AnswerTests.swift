@@ -84,4 +84,39 @@ import Testing
             #expect(second.producerID != first.producerID && second.producerEpoch == 0)
         }
     }
+
+    @Test func `a commit that names a missing partition twice says nothing wrong about others`() async throws {
+        try await withBroker { broker in
+            let client = try WireClient(port: broker.address.port)
+            for name in ["a", "c"] { try client.createTopic(name) }
+            var find = FindCoordinatorRequest()
+            find.key = "g"
+            #expect(try client.call(find, version: 2).errorCode == 0)
+            func topic(_ name: String, _ partitions: [Int32], metadata: String = "") -> OffsetCommitRequest
+                .OffsetCommitRequestTopic
+            {
+                var topic = OffsetCommitRequest.OffsetCommitRequestTopic()
+                topic.name = name
+                topic.partitions = partitions.map {
+                    var partition = OffsetCommitRequest.OffsetCommitRequestPartition()
+                    partition.partitionIndex = $0
+                    partition.committedOffset = 5
+                    partition.committedMetadata = metadata
+                    return partition
+                }
+                return topic
+            }
+            var request = OffsetCommitRequest()
+            request.groupID = "g"
+            request.generationIDOrMemberEpoch = -1
+            let long = String(repeating: "m", count: 5000)
+            request.topics = [topic("a", [7, 7]), topic("c", [0], metadata: long), topic("a", [0])]
+            let answer = try client.call(request, version: 7)
+            let codes = answer.topics.map { $0.partitions.map { ErrorCode(rawValue: $0.errorCode) } }
+            #expect(
+                codes == [
+                    [.unknownTopicOrPartition, .unknownTopicOrPartition], [.offsetMetadataTooLarge], [.none],
+                ])
+        }
+    }
 }

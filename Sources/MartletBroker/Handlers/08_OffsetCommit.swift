@@ -58,7 +58,9 @@ package enum OffsetCommitHandler {
             entry.name = topic.name
             entry.topicID = topic.topicID
             var results: ArraySlice<OffsetCommitResponse.OffsetCommitResponsePartition> = []
-            if codes.count < topic.partitions.count, let next = answered.popFirst() { results = next.partitions[...] }
+            if topic.partitions.contains(where: { codes[$0.partitionIndex] == nil }), let next = answered.popFirst() {
+                results = next.partitions[...]
+            }
             for partition in topic.partitions {
                 var result = OffsetCommitResponse.OffsetCommitResponsePartition()
                 result.partitionIndex = partition.partitionIndex
