@@ -119,4 +119,35 @@ import Testing
                 ])
         }
     }
+
+    @Test func `who asks for the operations allowed is told all that exist`() async throws {
+        try await withBroker { broker in
+            let client = try WireClient(port: broker.address.port)
+            try client.createTopic("t")
+            let clusterOperations: Int32 = 8096
+            let topicOperations: Int32 = 3576
+            var metadata = MetadataRequest(topics: [metadataTopic("t")])
+            #expect(try client.call(metadata, version: 9).topics.first?.topicAuthorizedOperations == .min)
+            metadata.includeTopicAuthorizedOperations = true
+            metadata.includeClusterAuthorizedOperations = true
+            let answer = try client.call(metadata, version: 9)
+            #expect(answer.topics.first?.topicAuthorizedOperations == topicOperations)
+            #expect(answer.clusterAuthorizedOperations == clusterOperations)
+            var cluster = DescribeClusterRequest()
+            #expect(try client.call(cluster).clusterAuthorizedOperations == .min)
+            cluster.includeClusterAuthorizedOperations = true
+            #expect(try client.call(cluster).clusterAuthorizedOperations == clusterOperations)
+            var topic = DescribeTopicPartitionsRequest.TopicRequest()
+            topic.name = "t"
+            var partitions = DescribeTopicPartitionsRequest()
+            partitions.topics = [topic]
+            #expect(try client.call(partitions).topics.first?.topicAuthorizedOperations == topicOperations)
+        }
+    }
+
+    private func metadataTopic(_ name: String) -> MetadataRequest.MetadataRequestTopic {
+        var topic = MetadataRequest.MetadataRequestTopic()
+        topic.name = name
+        return topic
+    }
 }

@@ -56,16 +56,20 @@ package enum MetadataHandler {
         }
         response.clusterID = image.clusterID?.description
         response.controllerID = context.services.settings.nodeID.rawValue
+        if request.includeClusterAuthorizedOperations {
+            response.clusterAuthorizedOperations = AuthorizedOperations.cluster
+        }
+        let operations = request.includeTopicAuthorizedOperations ? AuthorizedOperations.topic : Int32.min
         // Version 0 has no null: an empty list means all topics there (KIP-4).
         let everything = request.topics == nil || (context.version == 0 && request.topics?.isEmpty == true)
         if everything {
-            response.topics = image.sortedTopics().map { topic($0, image) }
+            response.topics = image.sortedTopics().map { topic($0, image, operations) }
             return response
         }
         for wanted in request.topics ?? [] {
             if wanted.topicID != .zero {
                 if let found = image.topic(id: wanted.topicID) {
-                    response.topics.append(topic(found, image))
+                    response.topics.append(topic(found, image, operations))
                 } else {
                     var entry = MetadataResponse.MetadataResponseTopic()
                     entry.errorCode = ErrorCode.unknownTopicID.rawValue
@@ -77,7 +81,7 @@ package enum MetadataHandler {
             }
             let name = wanted.name ?? ""
             if let found = image.topic(named: name) {
-                response.topics.append(topic(found, image))
+                response.topics.append(topic(found, image, operations))
                 continue
             }
             var entry = MetadataResponse.MetadataResponseTopic()
@@ -89,8 +93,11 @@ package enum MetadataHandler {
         return response
     }
 
-    private static func topic(_ topic: TopicImage, _ image: MetadataImage) -> MetadataResponse.MetadataResponseTopic {
+    private static func topic(
+        _ topic: TopicImage, _ image: MetadataImage, _ operations: Int32
+    ) -> MetadataResponse.MetadataResponseTopic {
         var entry = MetadataResponse.MetadataResponseTopic()
+        entry.topicAuthorizedOperations = operations
         entry.name = topic.name
         entry.topicID = topic.id
         entry.isInternal = topic.isInternal

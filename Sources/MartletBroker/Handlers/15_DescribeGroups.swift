@@ -6,9 +6,6 @@ internal import NIOCore
 /// DescribeGroups (key 15). Versions: 3 adds authorized operations, 6 reports an unknown group as an error (KIP-1043);
 /// before, its state is "Dead".
 package enum DescribeGroupsHandler {
-    /// Read, delete and describe, as bits of their ACL numbers: without authorization everybody may do all.
-    private static let allOperations: Int32 = 1 << 3 | 1 << 6 | 1 << 8
-
     package static func handle(_ request: DescribeGroupsRequest, _ context: RequestContext) {
         let version = context.version
         let shards = context.groupsByShard(request.groups)
@@ -30,7 +27,7 @@ package enum DescribeGroupsHandler {
                         group.errorCode = ErrorCode.none.rawValue
                     }
                     if version < 6 { group.errorMessage = nil }
-                    if request.includeAuthorizedOperations { group.authorizedOperations = allOperations }
+                    if request.includeAuthorizedOperations { group.authorizedOperations = AuthorizedOperations.group }
                     return group
                 }
                 return response

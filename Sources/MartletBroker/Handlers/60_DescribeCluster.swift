@@ -17,6 +17,9 @@ package enum DescribeClusterHandler {
         }
         response.clusterID = context.image.clusterID?.description ?? ""
         response.controllerID = context.services.settings.nodeID.rawValue
+        if request.includeClusterAuthorizedOperations {
+            response.clusterAuthorizedOperations = AuthorizedOperations.cluster
+        }
         for broker in context.image.brokers where !broker.isFenced || request.includeFencedBrokers {
             var entry = DescribeClusterResponse.DescribeClusterBroker()
             let address = context.address(of: broker.id)

@@ -29,6 +29,7 @@ package enum DescribeTopicPartitionsHandler {
             }
             entry.topicID = topic.id
             entry.isInternal = topic.isInternal
+            entry.topicAuthorizedOperations = AuthorizedOperations.topic
             let first = request.cursor?.topicName == name ? max(0, Int(request.cursor?.partitionIndex ?? 0)) : 0
             let end = min(topic.partitions.count, first + left)
             for index in first..<max(first, end) {
