@@ -8,6 +8,9 @@ import Testing
 
 /// Every request gets an answer, and the right one, whatever is going on and whatever it asks.
 @Suite(.timeLimit(.minutes(2))) struct AnswerTests {
+    private static let extremes32: [Int32] = [.min, -2, -1, 0, 1, .max]
+    private static let extremes64: [Int64] = [.min, -7, -6, -1, 0, 1, .max - 1, .max]
+
     @Test func `requests that wait for a partition to open are answered when its topic is deleted`() async throws {
         let count: Int32 = 400
         try await withTemporaryFolder { folder in
@@ -145,9 +148,150 @@ import Testing
         }
     }
 
+    @Test func `numbers from the ends of their ranges are answered, not trapped on`() async throws {
+        try await withBroker { broker in
+            let client = try WireClient(port: broker.address.port)
+            try client.createTopic("t")
+            _ = try client.produce(try makeBatch(["v"]), topic: "t")
+            for partition in Self.extremes32 {
+                for number in Self.extremes64 {
+                    try listOffsets(client, partition, number)
+                    try deleteRecords(client, partition, number)
+                    try fetch(client, partition, number)
+                    try commit(client, partition, number)
+                }
+                for epoch in Self.extremes32 { try offsetForEpoch(client, partition, epoch) }
+                try describePartitions(client, partition)
+                try changeTopics(client, partition)
+                try join(client, partition)
+            }
+            #expect(try client.fetch("t", from: 0).errorCode == 0 || client.fetch("t", from: 1).errorCode == 0)
+        }
+    }
+
     private func metadataTopic(_ name: String) -> MetadataRequest.MetadataRequestTopic {
         var topic = MetadataRequest.MetadataRequestTopic()
         topic.name = name
         return topic
+    }
+
+    private func listOffsets(_ client: WireClient, _ index: Int32, _ time: Int64) throws {
+        var partition = ListOffsetsRequest.ListOffsetsPartition()
+        partition.partitionIndex = index
+        partition.timestamp = time
+        partition.currentLeaderEpoch = index
+        var topic = ListOffsetsRequest.ListOffsetsTopic()
+        topic.name = "t"
+        topic.partitions = [partition]
+        var request = ListOffsetsRequest()
+        request.topics = [topic]
+        #expect(try client.call(request, version: 7).topics.count == 1)
+    }
+
+    private func deleteRecords(_ client: WireClient, _ index: Int32, _ offset: Int64) throws {
+        var partition = DeleteRecordsRequest.DeleteRecordsPartition()
+        partition.partitionIndex = index
+        partition.offset = offset
+        var topic = DeleteRecordsRequest.DeleteRecordsTopic()
+        topic.name = "t"
+        topic.partitions = [partition]
+        var request = DeleteRecordsRequest()
+        request.topics = [topic]
+        request.timeoutMs = index
+        #expect(try client.call(request).topics.count == 1)
+    }
+
+    private func fetch(_ client: WireClient, _ index: Int32, _ offset: Int64) throws {
+        // Negative sizes and waits mean none; a large wait would be kept, so only small ones are asked for.
+        var request = client.fetchRequest("t", from: offset, partition: index, maxWait: min(index, 1), maxBytes: index)
+        request.maxBytes = index
+        request.minBytes = index
+        request.topics[0].partitions[0].currentLeaderEpoch = index
+        request.topics[0].partitions[0].lastFetchedEpoch = index
+        #expect(try client.call(request, version: 12).responses.count == 1)
+    }
+
+    private func commit(_ client: WireClient, _ index: Int32, _ offset: Int64) throws {
+        var partition = OffsetCommitRequest.OffsetCommitRequestPartition()
+        partition.partitionIndex = index
+        partition.committedOffset = offset
+        var topic = OffsetCommitRequest.OffsetCommitRequestTopic()
+        topic.name = "t"
+        topic.partitions = [partition]
+        var request = OffsetCommitRequest()
+        request.groupID = "g"
+        request.generationIDOrMemberEpoch = index
+        request.retentionTimeMs = offset
+        request.topics = [topic]
+        #expect(try client.call(request, version: 3).topics.count == 1)
+    }
+
+    private func offsetForEpoch(_ client: WireClient, _ index: Int32, _ epoch: Int32) throws {
+        var partition = OffsetForLeaderEpochRequest.OffsetForLeaderPartition()
+        partition.partition = index
+        partition.currentLeaderEpoch = epoch
+        partition.leaderEpoch = epoch
+        var topic = OffsetForLeaderEpochRequest.OffsetForLeaderTopic()
+        topic.topic = "t"
+        topic.partitions = [partition]
+        var request = OffsetForLeaderEpochRequest()
+        request.topics = [topic]
+        #expect(try client.call(request).topics.count == 1)
+    }
+
+    private func describePartitions(_ client: WireClient, _ number: Int32) throws {
+        var cursor = DescribeTopicPartitionsRequest.Cursor()
+        cursor.topicName = "t"
+        cursor.partitionIndex = number
+        var request = DescribeTopicPartitionsRequest()
+        request.responsePartitionLimit = number
+        request.cursor = cursor
+        #expect(try client.call(request).topics.count == 1)
+    }
+
+    private func changeTopics(_ client: WireClient, _ number: Int32) throws {
+        var topic = CreateTopicsRequest.CreatableTopic()
+        topic.name = "other"
+        topic.numPartitions = number
+        topic.replicationFactor = Int16(clamping: number)
+        var assignment = CreateTopicsRequest.CreatableReplicaAssignment()
+        assignment.partitionIndex = number
+        assignment.brokerIDs = [number]
+        var manual = topic
+        manual.name = "manual"
+        (manual.numPartitions, manual.replicationFactor) = (-1, -1)
+        manual.assignments = [assignment]
+        var create = CreateTopicsRequest()
+        create.topics = [topic, manual]
+        create.validateOnly = true
+        #expect(try client.call(create).topics.count == 2)
+        var growing = CreatePartitionsRequest.CreatePartitionsTopic()
+        growing.name = "t"
+        growing.count = number
+        growing.assignments = nil
+        var grow = CreatePartitionsRequest()
+        grow.topics = [growing]
+        grow.validateOnly = true
+        #expect(try client.call(grow).results.count == 1)
+    }
+
+    private func join(_ client: WireClient, _ number: Int32) throws {
+        var entry = JoinGroupRequest.JoinGroupRequestProtocol()
+        entry.name = "range"
+        var request = JoinGroupRequest()
+        request.groupID = "members"
+        request.sessionTimeoutMs = number
+        request.rebalanceTimeoutMs = number
+        request.protocolType = "consumer"
+        request.protocols = [entry]
+        #expect(try client.call(request, version: 5).errorCode != 0)
+        var sync = SyncGroupRequest()
+        sync.groupID = "members"
+        sync.generationID = number
+        #expect(try client.call(sync, version: 3).errorCode != 0)
+        var heartbeat = HeartbeatRequest()
+        heartbeat.groupID = "members"
+        heartbeat.generationID = number
+        #expect(try client.call(heartbeat, version: 3).errorCode != 0)
     }
 }
