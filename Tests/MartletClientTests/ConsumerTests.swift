@@ -227,6 +227,18 @@ import Testing
         }
     }
 
+    @Test func `a reset moves the position even if no record follows`() async throws {
+        try await run({ $0.offsetReset = .latest }) { broker, consumer in
+            try broker.append(batch(["a", "b", "c"]), to: partition)
+            broker.setLogStart(3, of: partition)
+            try await consumer.assign([partition: .at(Offset(1))])
+            for _ in 0..<100 where consumer.position(of: partition) != Offset(3) {
+                #expect(try await consumer.poll(timeout: .milliseconds(20)).isEmpty)
+            }
+            #expect(consumer.position(of: partition) == Offset(3))
+        }
+    }
+
     @Test func `control batches are passed over and the position moves on`() async throws {
         try await run { broker, consumer in
             try broker.append(marker(producer: 5, isCommit: true), to: partition)

@@ -284,6 +284,11 @@ final class Fetcher: @unchecked Sendable {
         partition.offset = offset
         partition.failureCount = 0
         partition.cursor.settle(offset, version: partition.version)
+        // After a reset the caller is elsewhere. It gets there behind what the buffer still holds.
+        if partition.cursor.position != offset {
+            buffer.append(
+                [marker(partition, from: offset, next: offset)], endOffset: nil, to: partition.topicPartition)
+        }
     }
 
     /// Goes where the reset policy says, or reports that there is none.
