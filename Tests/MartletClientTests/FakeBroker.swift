@@ -20,6 +20,8 @@ final class FakeBroker: Sendable {
         case close
         /// Never answers.
         case silence
+        /// Another reaction, once something has come about; the connection waits for it.
+        indirect case hold(until: @Sendable () -> Bool, then: Reaction)
         /// These bytes instead of an answer, length prefix included.
         case bytes(ByteBuffer)
         /// An answer made for the version and correlation id of the request.
@@ -600,9 +602,28 @@ private final class FakeConnection: ChannelInboundHandler {
     private func handle(_ frame: ByteBuffer, _ context: ChannelHandlerContext) throws {
         var reader = ProtocolReader(frame)
         let header = try RequestHeader(reading: &reader)
-        switch broker.reaction(to: header.apiKey) {
+        try react(broker.reaction(to: header.apiKey), header, reader, frame, context)
+    }
+
+    private func react(
+        _ reaction: FakeBroker.Reaction, _ header: RequestHeader, _ body: ProtocolReader, _ frame: ByteBuffer,
+        _ context: ChannelHandlerContext
+    ) throws {
+        var reader = body
+        switch reaction {
         case .usual:
             try answer(frame, context, deadline: .now() + .milliseconds(200))
+        case .hold(let condition, let then):
+            isWaiting = !condition()
+            guard isWaiting else { return try react(then, header, body, frame, context) }
+            context.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(2)) {
+                do {
+                    try self.react(reaction, header, body, frame, context)
+                    self.work(context)
+                } catch {
+                    context.close(promise: nil)
+                }
+            }
         case .loseAnswer:
             _ = try broker.answer(header, &reader, mayWait: false)
             context.close(promise: nil)

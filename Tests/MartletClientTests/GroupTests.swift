@@ -124,6 +124,21 @@ import Testing
         }
     }
 
+    @Test func `a commit does not wait for a join under way`() async throws {
+        try await run({
+            $0.assignmentStrategies = [.cooperativeSticky]
+            $0.client.requestTimeout = .seconds(300)
+        }) { broker, consumer in
+            try await join(consumer)
+            let partition = TopicPartition("t", 0)
+            broker.next(.joinGroup, .hold(until: { broker.committed[partition] == 4 }, then: .usual))
+            broker.next(.heartbeat, heartbeatError(.rebalanceInProgress))
+            try await until { broker.count(.joinGroup) == 3 }
+            try await consumer.commit([partition: CommittedOffset(Offset(4))])
+            #expect(broker.committed[partition] == 4)
+        }
+    }
+
     @Test(arguments: [ErrorCode.unknownMemberID, .illegalGeneration])
     func `an expelled member loses its partitions without a commit and joins again`(code: ErrorCode)
         async throws

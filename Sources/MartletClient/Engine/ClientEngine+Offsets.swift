@@ -50,7 +50,7 @@ extension ClientEngine {
     ) {
         let topics = partitions.map { groupedByTopic($0) }
         request(
-            OffsetFetchRequest.self, to: .broker(coordinator), purpose: .group, limit: Self.lastNameVersion
+            OffsetFetchRequest.self, to: .broker(coordinator), limit: Self.lastNameVersion
         ) { version in
             var request = OffsetFetchRequest()
             request.requireStable = version >= 7
@@ -154,7 +154,7 @@ extension ClientEngine {
         completion: @escaping (Result<[TopicPartition: ErrorCode], ClientError>) -> Void
     ) {
         request(
-            OffsetCommitRequest.self, to: .broker(coordinator), purpose: .group, limit: Self.lastNameVersion
+            OffsetCommitRequest.self, to: .broker(coordinator), limit: Self.lastNameVersion
         ) { version in
             var request = OffsetCommitRequest()
             request.groupID = group

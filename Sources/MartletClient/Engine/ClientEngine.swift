@@ -13,7 +13,7 @@ enum RequestTarget: Hashable, Sendable {
 }
 
 /// Which of the connections to a broker carries a request. Answers come in the order of requests, so a request
-/// that waits at the broker (a fetch, a join) must not stand before one that is urgent (a heartbeat).
+/// that waits at the broker (a fetch, a join) must not stand before one that is urgent (a commit, a heartbeat).
 enum ConnectionPurpose: Hashable, Sendable {
     case general
     case data
