@@ -139,6 +139,37 @@ import Testing
         }
     }
 
+    @Test func `what a cooperative member gives up while the next round is under way finds an owner`() async throws {
+        let given = Mutex<[TopicPartition]>([])
+        try await run({
+            $0.assignmentStrategies = [.cooperativeSticky]
+            $0.isAutoCommitEnabled = false
+            $0.onRebalance = { event in
+                if case .revoked(let partitions) = event { given.withLock { $0 += partitions } }
+            }
+        }) { broker, consumer in
+            try await join(consumer)
+            let rest = FakeBroker.Reaction.answer { header in
+                var response = SyncGroupResponse()
+                response.assignment = try ConsumerProtocol.encode(assignment: [TopicPartition("t", 0)])
+                return try response.frame(version: header.apiVersion, correlationID: header.correlationID)
+            }
+            // The second round takes a partition away. Nobody polls, so the member still has it when the third
+            // begins, and gives it up before that one's assignment comes: nobody was given it then.
+            broker.next(.syncGroup, rest, .hold(until: { !given.withLock(\.isEmpty) }, then: rest))
+            broker.next(.heartbeat, heartbeatError(.rebalanceInProgress))
+            try await until { broker.count(.syncGroup) == 2 }
+            broker.next(.heartbeat, heartbeatError(.rebalanceInProgress))
+            try await until { broker.count(.syncGroup) == 3 }
+            #expect(broker.joinedMembers.count == 3)
+            for _ in 0..<200 where broker.joinedMembers.count < 4 {
+                _ = try await consumer.poll(timeout: .milliseconds(20))
+            }
+            #expect(given.withLock { $0 } == [TopicPartition("t", 1)])
+            #expect(broker.joinedMembers.count == 4)
+        }
+    }
+
     @Test(arguments: [ErrorCode.unknownMemberID, .illegalGeneration])
     func `an expelled member loses its partitions without a commit and joins again`(code: ErrorCode)
         async throws

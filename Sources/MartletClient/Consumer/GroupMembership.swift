@@ -43,6 +43,8 @@ final class GroupMembership: @unchecked Sendable {
     private var memberID = ""
     private var generation: Int32 = -1
     private var owned: Set<TopicPartition> = []
+    /// What the join under way said is owned. The group's leader gave none of it to others.
+    private var claimed: Set<TopicPartition> = []
     /// A second join follows once the polling task has given up what this round took away.
     private var rejoinsAfterRevocation = false
     /// The topics have changed since the join under way was sent.
@@ -159,6 +161,7 @@ final class GroupMembership: @unchecked Sendable {
         memberID = ""
         generation = -1
         owned = []
+        claimed = []
         rejoinsAfterRevocation = false
         subscriptionChanged = false
         failingSince = nil
@@ -264,6 +267,7 @@ final class GroupMembership: @unchecked Sendable {
         var subscription = ConsumerProtocol.Subscription(topics: topics.sorted())
         subscription.rack = configuration.rackID
         if isCooperative {
+            claimed = owned
             subscription.owned = owned.sorted()
             subscription.generation = generation
         }
@@ -463,6 +467,9 @@ final class GroupMembership: @unchecked Sendable {
         }
         state = .stable
         let assigned = Set(partitions)
+        // Given up since the join, so held back from others and taken by nobody: another round shares it out.
+        let isOrphaned = !claimed.subtracting(owned).isSubset(of: assigned)
+        claimed = []
         let taken = owned.subtracting(assigned)
         let added = assigned.subtracting(owned)
         owned.formUnion(added)
@@ -475,7 +482,7 @@ final class GroupMembership: @unchecked Sendable {
             "assignment received",
             metadata: ["group": "\(group)", "generation": "\(generation)", "partitions": "\(assigned.count)"])
         scheduleHeartbeat()
-        if subscriptionChanged { beginRebalance() }
+        if subscriptionChanged || (isOrphaned && taken.isEmpty) { beginRebalance() }
     }
 
     // MARK: Heartbeats
@@ -488,6 +495,7 @@ final class GroupMembership: @unchecked Sendable {
     }
 
     private func heartbeat() {
+        guard !engine.isClosed else { return }
         switch state {
         case .stable, .revoking: break
         case .idle, .joining, .syncing: return
