@@ -207,7 +207,8 @@ package final class LogDirectory<D: Disk>: Sendable {
     package func checkpoint(of partition: TopicPartition) -> PartitionCheckpoint {
         table.withLock { table in
             if let known = table.checkpoints[partition] { return known }
-            let new = PartitionCheckpoint(partition: partition, isClean: false)
+            // Nothing on disk that could need a check; its log says otherwise as soon as it is opened.
+            let new = PartitionCheckpoint(partition: partition, isClean: true)
             table.checkpoints[partition] = new
             return new
         }
@@ -341,6 +342,10 @@ package final class LogDirectory<D: Disk>: Sendable {
 
     /// Writes all checkpoints and, if `clean`, the mark that spares the next start any recovery. All logs
     /// must be closed. Releases the lock.
+    ///
+    /// The mark speaks for every partition. Without it the next start checks from the recovery points, which
+    /// is little; so it is left out when a log was not closed cleanly, or was never opened and thus never
+    /// recovered since a crash.
     package func close(clean: Bool, brokerEpoch: Int64 = -1) throws(StorageError) {
         let wasClosed = table.withLock { table in
             defer { table.isClosed = true }
@@ -350,6 +355,7 @@ package final class LogDirectory<D: Disk>: Sendable {
         defer { lockFile.close() }
         guard clean, stateCode.load(ordering: .acquiring) != 2 else { return }
         try writeCheckpoints()
+        guard table.withLock({ $0.checkpoints.values.allSatisfy(\.isClean) }) else { return }
         do {
             try disk.replaceAtomically(
                 path + "/" + CleanShutdownMark.fileName, with: CleanShutdownMark.encode(brokerEpoch: brokerEpoch))

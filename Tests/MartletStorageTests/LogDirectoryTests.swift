@@ -47,8 +47,9 @@ import Testing
     @Test func `a log that was let go uncleanly is checked when it is opened again in the same run`() throws {
         let disk = SimulatedDisk()
         let directory = try Fixture.directory(disk)
-        try Fixture.append(Fixture.log(directory), Fixture.batch())
-        try directory.close(clean: true)
+        let log = try Fixture.log(directory)
+        try Fixture.append(log, Fixture.batch())
+        try Fixture.close(log, directory)
         let again = try Fixture.directory(disk)
         let first = try Fixture.log(again)
         #expect(!first.recovery.wasChecked)
@@ -190,5 +191,30 @@ import Testing
         for name in ["42.log", "0000000000000000004x.log", "99999999999999999999.log", "00000000000000000042", ""] {
             #expect(LogFileName.parse(name) == nil)
         }
+    }
+
+    @Test func `a clean stop vouches for no log that nobody opened since the crash`() throws {
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk))
+        for index in 0..<3 { try Fixture.append(log, Fixture.batch(bytes: 100, seed: UInt64(index)), flush: index < 2) }
+        // The power cut tore the last batch: header there, body not.
+        let image = disk.crashed(seed: 1)
+        let size = try #require(image.content(Fixture.logPath(0))?.count)
+        image.flip(Fixture.logPath(0), byte: size - 10, bit: 3)
+        // A run that does not use the partition.
+        try Fixture.directory(image).close(clean: true)
+        let again = try Fixture.log(Fixture.directory(image))
+        #expect(again.recovery.wasChecked)
+        #expect(again.logEndOffset == Offset(2))
+    }
+
+    @Test func `a log that was not closed cleanly leaves no clean-shutdown mark`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory)
+        try Fixture.append(log, Fixture.batch(), flush: false)
+        try log.close(clean: false)
+        try directory.close(clean: true)
+        #expect(try !Fixture.directory(disk).wasCleanShutdown)
     }
 }
