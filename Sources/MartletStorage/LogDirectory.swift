@@ -31,6 +31,8 @@ package final class LogDirectory<D: Disk>: Sendable {
         /// Folders found at start that are neither partitions nor on their way out (I12: never removed).
         var unknownNames: [String] = []
         var strayDeleted: [String] = []
+        /// Folders of deleted partitions whose rows may still be in the checkpoint files; full paths.
+        var foldersWithRows: Set<String> = []
         var isClosed = false
     }
 
@@ -146,6 +148,7 @@ package final class LogDirectory<D: Disk>: Sendable {
                 }
             } else if name.hasSuffix("-delete") {
                 table.strayDeleted.append(name)
+                try Self.forgetRows(ofDeleted: name, in: path, disk, &table)
             } else if !Self.knownFiles.contains(name), !name.hasSuffix(".tmp") {
                 table.unknownNames.append(name)
             }
@@ -161,6 +164,32 @@ package final class LogDirectory<D: Disk>: Sendable {
         }
         reserveHeld = Atomic(names.contains(Self.reserveName))
         restoreReserve()
+    }
+
+    /// A crash after a deletion can leave the checkpoint rows of the partition that is gone, and a new one of
+    /// the name must not be measured by them. Its folder has its `partition.metadata` for as long as that may
+    /// be so.
+    private static func forgetRows(ofDeleted name: String, in path: String, _ disk: D, _ table: inout Table) throws {
+        let folder = path + "/" + name
+        guard try disk.exists(folder + "/" + LogFileName.partitionMetadata) else { return }
+        table.foldersWithRows.insert(folder)
+        let former = name.dropLast(deletedSuffix(.zero).utf8.count)
+        for (partition, checkpoint) in table.checkpoints
+        where former == partition.description
+            || (name.utf8.count == nameLimit && partition.description.hasPrefix(former))
+        {
+            table.checkpoints[partition] = PartitionCheckpoint(partition: partition, isClean: checkpoint.isClean)
+        }
+    }
+
+    /// Longest name of a file or folder, in bytes.
+    private static var nameLimit: Int { 255 }
+
+    private static func deletedSuffix(_ id: UniversalID) -> String { ".\(id)-delete" }
+
+    /// A partition's folder name with a suffix; cut where a long topic name leaves no room for it.
+    static func name(of partition: TopicPartition, suffix: String) -> String {
+        partition.description.prefix(nameLimit - suffix.utf8.count) + suffix
     }
 
     private static var knownFiles: Set<String> {
@@ -249,23 +278,26 @@ package final class LogDirectory<D: Disk>: Sendable {
     package func deletePartition(
         _ partition: TopicPartition, uniqueSuffix: UniversalID
     ) throws(StorageError) -> FolderRemoval<D>? {
-        let folder = folder(of: partition)
-        let target = "\(folder).\(uniqueSuffix)-delete"
-        table.withLock { _ = $0.checkpoints.removeValue(forKey: partition) }
+        let target = path + "/" + Self.name(of: partition, suffix: Self.deletedSuffix(uniqueSuffix))
+        var isThere = true
         do {
-            try disk.rename(folder, to: target)
+            try disk.rename(folder(of: partition), to: target)
         } catch {
-            if error.kind == .notFound { return nil }
-            throw record(error)
+            guard error.kind == .notFound else { throw record(error) }
+            isThere = false
         }
-        return FolderRemoval(disk: disk, folder: target)
+        table.withLock { table in
+            table.checkpoints[partition] = nil
+            if isThere { table.foldersWithRows.insert(target) }
+        }
+        return isThere ? FolderRemoval(directory: self, folder: target) : nil
     }
 
     /// Folders of partitions whose deletion a previous run did not finish.
     package func unfinishedDeletions() -> [FolderRemoval<D>] {
         table.withLock { table in
             defer { table.strayDeleted = [] }
-            return table.strayDeleted.map { FolderRemoval(disk: disk, folder: path + "/" + $0) }
+            return table.strayDeleted.map { FolderRemoval(directory: self, folder: path + "/" + $0) }
         }
     }
 
@@ -275,7 +307,9 @@ package final class LogDirectory<D: Disk>: Sendable {
     /// starts are durable. Offsets never fall behind what a partition's owner has stored before the call.
     package func writeCheckpoints() throws(StorageError) {
         let outcome: Result<Void, DiskError> = checkpointWriter.withLock { written in
-            let checkpoints = table.withLock { $0.checkpoints.values.sorted { $0.partition < $1.partition } }
+            let (checkpoints, emptied) = table.withLock {
+                ($0.checkpoints.values.sorted { $0.partition < $1.partition }, $0.foldersWithRows)
+            }
             var recovery: [(TopicPartition, Offset)] = []
             var starts: [(TopicPartition, Offset)] = []
             var marks: [(TopicPartition, Offset)] = []
@@ -303,6 +337,7 @@ package final class LogDirectory<D: Disk>: Sendable {
                 if !compacted.isEmpty || written[OffsetCheckpoint.compactedEnd] != nil {
                     try replace(OffsetCheckpoint.compactedEnd, OffsetCheckpoint.encode(compacted), &written)
                 }
+                for folder in emptied.sorted() { try rowsAreGone(of: folder) }
             }
         }
         do {
@@ -310,6 +345,21 @@ package final class LogDirectory<D: Disk>: Sendable {
         } catch {
             throw record(error)
         }
+    }
+
+    /// The checkpoint files on disk know nothing any more of the partition whose folder this was.
+    private func rowsAreGone(of folder: String) throws(DiskError) {
+        do throws(DiskError) {
+            try disk.removeIfPresent(folder + "/" + LogFileName.partitionMetadata)
+            try disk.syncDirectory(folder)
+        } catch {
+            guard error.kind == .notFound else { throw error }
+        }
+        table.withLock { _ = $0.foldersWithRows.remove(folder) }
+    }
+
+    fileprivate func mayHaveRows(_ folder: String) -> Bool {
+        table.withLock { $0.foldersWithRows.contains(folder) }
     }
 
     /// Starts as written, for every checkpoint in order (zero where none was written).
@@ -477,10 +527,12 @@ package final class LogDirectory<D: Disk>: Sendable {
 
 /// Removes a deleted partition's folder. Run it off the event loop.
 package struct FolderRemoval<D: Disk>: Sendable {
-    let disk: D
+    let directory: LogDirectory<D>
     package let folder: String
 
     package func run() throws(StorageError) {
+        if directory.mayHaveRows(folder) { try directory.writeCheckpoints() }
+        let disk = directory.disk
         do {
             try disk.syncDirectory(parentPath(of: folder))
             for name in try disk.list(folder) { try disk.removeIfPresent(folder + "/" + name) }

@@ -112,13 +112,18 @@ extension PartitionLog {
     /// The folder is of a topic that had this name before. Its data is nobody's here, but not ours to
     /// remove (I12): it gets a name of its own, and the new topic starts empty.
     private func moveAside() throws {
-        let target = "\(folder).stray"
-        var number = 0
-        while try disk.exists("\(target)\(number)") { number += 1 }
-        try disk.rename(folder, to: "\(target)\(number)")
-        try disk.syncDirectory(directory.path)
-        recovery.movedAside = "\(target)\(number)"
+        // Its rows in the checkpoint files go first: the new topic must not be measured by them.
         forgetCheckpoint()
+        try directory.writeCheckpoints()
+        var number = 0
+        var target: String
+        repeat {
+            target = directory.path + "/" + LogDirectory<D>.name(of: topicPartition, suffix: ".stray\(number)")
+            number += 1
+        } while try disk.exists(target)
+        try disk.rename(folder, to: target)
+        try disk.syncDirectory(directory.path)
+        recovery.movedAside = target
     }
 
     private func findSegments(_ names: [String], now: Timestamp) throws {

@@ -217,4 +217,86 @@ import Testing
         try directory.close(clean: true)
         #expect(try !Fixture.directory(disk).wasCleanShutdown)
     }
+
+    /// A partition with 20 durable offsets, and the checkpoint rows that say so.
+    private func diskWithRows(partition: TopicPartition = Fixture.partition) throws -> (SimulatedDisk, SimulatedDirectory) {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory, .small(), partition: partition)
+        for index in 0..<20 { try Fixture.append(log, Fixture.batch(bytes: 100, seed: UInt64(index))) }
+        try #require(try log.deleteRecords(before: Offset(12), highWatermark: Offset(20))).run()
+        try log.adoptLogStart(now: Fixture.now)
+        try directory.writeCheckpoints()
+        try log.close(clean: false)
+        return (disk, directory)
+    }
+
+    @Test(arguments: ["orders", String(repeating: "t", count: TopicName.lengthLimit)])
+    func `a new partition is not measured by the rows of a deleted one of its name`(topic: String) throws {
+        let partition = TopicPartition(topic, 0)
+        for appends in 0..<3 {
+            let (disk, directory) = try diskWithRows(partition: partition)
+            let removal = try directory.deletePartition(partition, uniqueSuffix: UniversalID(high: 3, low: 4))
+            let fresh = try SimulatedLog.open(
+                directory: directory, topicPartition: partition, topicID: UniversalID(high: 8, low: 8),
+                configuration: .small(), now: Fixture.now)
+            for _ in 0..<appends { try Fixture.append(fresh, Fixture.batch()) }
+            for seed in [1, 5, 6, 7] as [UInt64] {
+                // The process or the machine dies before the next checkpoint.
+                let image = disk.crashed(seed: seed)
+                if image.files.contains(where: { $0.hasPrefix("/data/\(partition)/") && $0.hasSuffix(".log") }) == (appends > 0) {
+                    let directory = try Fixture.directory(image)
+                    let again = try SimulatedLog.open(
+                        directory: directory, topicPartition: partition, topicID: UniversalID(high: 8, low: 8),
+                        configuration: .small(), now: Fixture.now)
+                    #expect(again.damage == nil, "\(appends) batches, image \(seed)")
+                    #expect(again.logStartOffset == .zero && again.logEndOffset == Offset(Int64(appends)))
+                    for work in directory.unfinishedDeletions() { try work.run() }
+                    #expect(!image.files.contains { $0.contains("-delete") })
+                }
+            }
+            // Once the removal has begun to unlink files the rows are gone.
+            try #require(removal).run()
+            #expect(!disk.files.contains { $0.contains("-delete") })
+            let rows = try #require(disk.content("/data/" + OffsetCheckpoint.logStart))
+            #expect(!String(decoding: rows, as: UTF8.self).contains("\(topic) 0 12"))
+            #expect(try SimulatedLog.open(
+                directory: Fixture.directory(disk.crashed(seed: 1)), topicPartition: partition,
+                topicID: UniversalID(high: 8, low: 8), configuration: .small(), now: Fixture.now
+            ).logEndOffset == Offset(Int64(appends)))
+        }
+    }
+
+    @Test func `a crash while a former topic's folder is moved aside leaves the new topic usable`() throws {
+        let (source, _) = try diskWithRows()
+        let other = UniversalID(high: 1, low: 1)
+        for stop in 0..<40 {
+            let disk = source.crashed(seed: 1)
+            disk.stop(afterOperations: stop)
+            _ = try? SimulatedLog.open(
+                directory: Fixture.directory(disk), topicPartition: Fixture.partition, topicID: other,
+                configuration: .small(), now: Fixture.now)
+            for seed in 0..<4 as Range<UInt64> {
+                let fresh = try SimulatedLog.open(
+                    directory: Fixture.directory(disk.crashed(seed: seed)), topicPartition: Fixture.partition,
+                    topicID: other, configuration: .small(), now: Fixture.now)
+                #expect(fresh.logStartOffset == .zero && fresh.logEndOffset == .zero, "stop \(stop) image \(seed)")
+            }
+        }
+    }
+
+    @Test func `a folder name that leaves no room for a suffix is cut, not refused`() throws {
+        let partition = TopicPartition(String(repeating: "t", count: TopicName.lengthLimit), 0)
+        let (disk, directory) = try diskWithRows(partition: partition)
+        _ = try directory.deletePartition(partition, uniqueSuffix: UniversalID(high: 3, low: 4))
+        let names = try disk.list("/data")
+        #expect(names.allSatisfy { $0.utf8.count <= 255 })
+        #expect(names.contains { $0.hasSuffix("-delete") })
+        let (second, again) = try diskWithRows(partition: partition)
+        let fresh = try SimulatedLog.open(
+            directory: again, topicPartition: partition, topicID: UniversalID(high: 1, low: 1),
+            configuration: .small(), now: Fixture.now)
+        #expect(fresh.recovery.movedAside?.hasSuffix(".stray0") == true)
+        #expect(try second.list("/data").allSatisfy { $0.utf8.count <= 255 })
+    }
 }
