@@ -162,7 +162,7 @@ package final class LogDirectory<D: Disk>: Sendable {
             try disk.remove(markPath)
             try disk.syncDirectory(path)
         }
-        reserveHeld = Atomic(names.contains(Self.reserveName))
+        reserveHeld = Atomic(false)
         restoreReserve()
     }
 
@@ -488,8 +488,7 @@ package final class LogDirectory<D: Disk>: Sendable {
         } catch {
             return state
         }
-        restoreReserve()
-        guard reserveHeld.load(ordering: .acquiring) || configuration.reserveBytes == 0 else { return state }
+        guard restoreReserve() else { return state }
         stateValue.withLock { state in
             guard case .full = state else { return }
             state = .ok
@@ -510,17 +509,22 @@ package final class LogDirectory<D: Disk>: Sendable {
         }
     }
 
-    private func restoreReserve() {
-        guard configuration.reserveBytes > 0, !reserveHeld.load(ordering: .acquiring) else { return }
+    /// Reserves what is not reserved yet. False when there is no room for it; a file system that cannot
+    /// reserve goes without.
+    @discardableResult
+    private func restoreReserve() -> Bool {
+        guard configuration.reserveBytes > 0, !reserveHeld.load(ordering: .acquiring) else { return true }
         let reservePath = path + "/" + Self.reserveName
         do {
             let file = try disk.open(reservePath, .create)
             defer { file.close() }
             try file.allocate(at: 0, count: configuration.reserveBytes)
             reserveHeld.store(true, ordering: .releasing)
+            return true
         } catch {
             // Without a reserve the directory still works; what could be reserved goes back.
-            do { try disk.removeIfPresent(reservePath) } catch { return }
+            do { try disk.removeIfPresent(reservePath) } catch { return false }
+            return error.kind == .unsupported
         }
     }
 }

@@ -139,4 +139,21 @@ import Testing
         }
         #expect(error?.errorCode == .kafkaStorageError)
     }
+
+    @Test func `a full directory recovers on a file system that cannot reserve blocks`() throws {
+        let disk = SimulatedDisk(capacity: 100_000)
+        disk.fail(.allocate, .unsupported, count: Int.max)
+        var configuration = SimulatedDirectory.Configuration()
+        configuration.reserveBytes = 10_000
+        configuration.freeSpaceFloorBytes = 5_000
+        let directory = try Fixture.directory(disk, configuration: configuration)
+        let log = try Fixture.log(directory)
+        disk.fail(.write, .noSpace)
+        #expect(throws: StorageError.self) { try Fixture.append(log, Fixture.batch()) }
+        guard case .full = directory.state else {
+            Issue.record("state is \(directory.state)")
+            return
+        }
+        #expect(directory.refreshDiskState() == .ok)
+    }
 }
