@@ -514,7 +514,8 @@ package final class PartitionLog<D: Disk> {
         precondition(flushIsUnderWay, "flushCompleted without takeFlush")
         flushIsUnderWay = false
         if let failure = result.failure {
-            _ = directory.record(failure, isFlush: true)
+            // Too many open files: nothing was asked of the disk, everything stays dirty for another try.
+            _ = directory.record(failure, isFlush: failure.kind != .tooManyFiles)
             return
         }
         dirty.completed(result.sequence, keepingReplacements: result.lacksSmallFiles)

@@ -156,4 +156,21 @@ import Testing
         }
         #expect(directory.refreshDiskState() == .ok)
     }
+
+    @Test(arguments: [SimulatedOperation.syncDirectory, .create])
+    func `too many open files during a flush fail that flush, not the directory`(operation: SimulatedOperation) throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory)
+        try Fixture.append(log, Fixture.batch(), flush: false)
+        disk.fail(operation, .tooManyFiles)
+        #expect(throws: DiskError.self) { try Fixture.flush(log) }
+        #expect(log.flushedEndOffset == .zero)
+        #expect(directory.state == .ok)
+        // Nothing counts as flushed that was not.
+        #expect(log.needsFlush)
+        try Fixture.flush(log)
+        #expect(log.flushedEndOffset == Offset(1))
+        #expect(try Fixture.log(Fixture.directory(disk.crashed(seed: 0))).logEndOffset == Offset(1))
+    }
 }
