@@ -344,6 +344,8 @@ package final class PartitionLog<D: Disk> {
                 segment.releaseFiles()
                 try disk.removeIfPresent(segment.path(LogFileName.log))
             }
+            // A power cut must not bring the name back: it would stand in the middle of the log that goes on.
+            if folderExists, staged.contains(where: { $0.segmentStart != nil }) { try disk.syncDirectory(folder) }
             if let active = segments.last, let file = active.openFile {
                 try file.file.truncate(to: sizeBefore)
                 active.allocatedEnd = sizeBefore

@@ -63,6 +63,7 @@ final class Segment<D: Disk> {
             }
         } catch {
             file.close()
+            try disk.removeIfPresent(path)
             throw error
         }
         openFile = SegmentFile(file, path: path)

@@ -173,4 +173,25 @@ import Testing
         #expect(log.flushedEndOffset == Offset(1))
         #expect(try Fixture.log(Fixture.directory(disk.crashed(seed: 0))).logEndOffset == Offset(1))
     }
+
+    @Test func `a segment whose first write failed does not come back after a power cut`() throws {
+        for image in 0..<12 as Range<UInt64> {
+            let disk = SimulatedDisk()
+            let directory = try Fixture.directory(disk)
+            let log = try Fixture.log(directory, .small(segmentBytes: 600))
+            for index in 0..<3 { try Fixture.append(log, Fixture.batch(bytes: 80, seed: UInt64(index))) }
+            try directory.writeCheckpoints()
+            // Too large for what is left of the segment; the disk is full when the new one is written.
+            disk.fail(.write, .noSpace)
+            #expect(throws: StorageError.self) { try Fixture.append(log, Fixture.batch(bytes: 400)) }
+            _ = directory.refreshDiskState()
+            // Small enough for the old segment: it goes on, where the new one had begun.
+            try Fixture.append(log, Fixture.batch(bytes: 20, seed: 9), flush: false)
+            let again = try Fixture.log(Fixture.directory(disk.crashed(seed: image)), .small(segmentBytes: 600))
+            try Fixture.append(again, Fixture.batch(bytes: 20, seed: 10))
+            let offsets = try Fixture.offsets(Fixture.readAll(again))
+            #expect(offsets == (0..<Int64(offsets.count)).map { $0 }, "image \(image)")
+            #expect(Int64(offsets.count) == again.logEndOffset.rawValue, "image \(image)")
+        }
+    }
 }
