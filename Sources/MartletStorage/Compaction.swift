@@ -73,15 +73,21 @@ package struct CompactionPlan<D: Disk>: Sendable {
         let decompressor = RecordDecompressor()
         let (latest, covered) = try collectKeys(decompressor)
         var rewritten: [CompactionResult<D>.Rewritten] = []
-        for source in sources where source.size > 0 && source.baseOffset < covered {
-            if let result = try rewrite(source, latest: latest, covered: covered, decompressor) {
-                rewritten.append(result)
+        do {
+            for source in sources where source.size > 0 && source.baseOffset < covered {
+                if let result = try rewrite(source, latest: latest, covered: covered, decompressor) {
+                    rewritten.append(result)
+                }
             }
-        }
-        // Gaps are damage unless it is on record that compaction may have made them: that first.
-        if !rewritten.isEmpty {
-            checkpoint.raiseCompactedEnd(covered)
-            try directory.writeCheckpoints()
+            // Gaps are damage unless it is on record that compaction may have made them: that first.
+            if !rewritten.isEmpty {
+                checkpoint.raiseCompactedEnd(covered)
+                try directory.writeCheckpoints()
+            }
+        } catch {
+            // On a full disk the half-done files would take the room that others wait for.
+            for source in sources { try directory.disk.removeIfPresent(cleanedPath(of: source)) }
+            throw error
         }
         return CompactionResult(rewritten: rewritten, compactedEnd: covered)
     }
@@ -132,12 +138,15 @@ package struct CompactionPlan<D: Disk>: Sendable {
         return try RecordIterator(bytes, decompressor: decompressor)
     }
 
+    private func cleanedPath(of source: Source) -> String {
+        folder + "/" + LogFileName.make(source.baseOffset.rawValue, LogFileName.log) + LogFileName.cleanedSuffix
+    }
+
     /// Nil when nothing would change.
     private func rewrite(
         _ source: Source, latest: [KeyHash: Int64], covered: Offset, _ decompressor: RecordDecompressor
     ) throws -> CompactionResult<D>.Rewritten? {
-        let name = folder + "/" + LogFileName.make(source.baseOffset.rawValue, LogFileName.log)
-        let path = name + LogFileName.cleanedSuffix
+        let path = cleanedPath(of: source)
         let file = SegmentFile<D>(try directory.disk.open(path, .create), path: path)
         try file.file.truncate(to: 0)
         var output = SegmentOutput(file: file, base: source.baseOffset.rawValue, indexInterval: indexInterval)

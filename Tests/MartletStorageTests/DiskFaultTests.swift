@@ -194,4 +194,25 @@ import Testing
             #expect(Int64(offsets.count) == again.logEndOffset.rawValue, "image \(image)")
         }
     }
+
+    @Test func `a compaction that runs out of space leaves no half-done files in the way`() throws {
+        for skipping in 0..<8 {
+            let disk = SimulatedDisk()
+            var configuration = LogConfiguration.small(segmentBytes: 400)
+            configuration.compacts = true
+            let log = try Fixture.log(Fixture.directory(disk), configuration)
+            for index in 0..<12 {
+                try Fixture.append(log, Fixture.batch(bytes: 80, seed: UInt64(index), key: "k"))
+            }
+            let plan = try #require(
+                try log.planCompaction(now: Fixture.now, ceiling: log.flushedEndOffset, force: true))
+            disk.fail(.write, .noSpace, skipping: skipping)
+            do {
+                try log.installCompaction(try plan.run(), now: Fixture.now)
+            } catch {
+                log.abandonCompaction()
+                #expect(!disk.files.contains { $0.hasSuffix(".cleaned") }, "write \(skipping)")
+            }
+        }
+    }
 }
