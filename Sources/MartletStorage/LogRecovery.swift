@@ -88,13 +88,15 @@ extension PartitionLog {
             return
         }
         loadEpochs(try disk.readAll(folder + "/" + LogFileName.leaderEpochCheckpoint, limit: 64 << 20))
+        let storedEpochs = leaderEpochs
 
         var isWhole = false
         if wasClean { isWhole = try openTail(now: now) }
-        if !isWhole { try recover(now: now) }
+        if !isWhole { try recover(now: now, storedEpochs: storedEpochs) }
         leaderEpochs.truncate(toEnd: logEndOffset)
         if logStartOffset > logEndOffset { setEnds(logStartOffset, flushed: logStartOffset) }
         try loadProducers(present, now: now)
+        if leaderEpochs != storedEpochs, damage == nil { markEpochsDirty() }
     }
 
     private func isOfAnotherTopic(_ expected: UniversalID?) throws -> Bool {
@@ -221,7 +223,7 @@ extension PartitionLog {
     // MARK: After a crash
 
     /// Checks every batch past the recovery point. See ``TailVerdict`` for what follows from what it finds.
-    private func recover(now: Timestamp) throws {
+    private func recover(now: Timestamp, storedEpochs: LeaderEpochCache) throws {
         recovery.wasChecked = true
         let recoveryPoint = checkpoint.recoveryPoint
         let firstIndex = segments.lastIndex { $0.baseOffset <= recoveryPoint } ?? 0
@@ -288,19 +290,28 @@ extension PartitionLog {
         setEnds(end, flushed: recoveryPoint)
         // The run that crashed may have reserved blocks ahead.
         if let active = segments.last { active.allocatedEnd = active.size + 1 }
-        if changed { try makeDurable() }
+        leaderEpochs.truncate(toEnd: end)
+        if leaderEpochs != storedEpochs { markEpochsDirty() }
+        // Small files that there is no room for are found again by the next recovery.
+        let isComplete = changed || !dirty.isClean ? try makeDurable() : true
         flushedEndOffset = end
-        checkpoint.setRecoveryPoint(end)
+        if isComplete { checkpoint.setRecoveryPoint(end) }
     }
 
     /// What survived counts only when it is on the disk: the crash may have been the process's alone, and
-    /// the pages are still only in memory.
-    private func makeDurable() throws {
+    /// the pages are still only in memory. Returns false when there was no room for the small files.
+    private func makeDurable() throws -> Bool {
         for segment in segments where segment.endOffset > checkpoint.recoveryPoint || segment.openFile != nil {
-            try segment.file().file.sync()
+            dirty.markFile(try segment.file())
         }
-        try disk.syncDirectory(folder)
-        try disk.syncDirectory(directory.path)
+        dirty.markDirectory(folder)
+        dirty.markDirectory(directory.path)
+        let result = dirty.take(directory, endOffset: logEndOffset).run()
+        if let failure = result.failure {
+            throw directory.record(failure, isFlush: failure.kind != .tooManyFiles)
+        }
+        dirty.completed(result.sequence, keepingReplacements: result.lacksSmallFiles)
+        return !result.lacksSmallFiles
     }
 
     /// Decides about bytes that are no batch, at `position` of a segment. Returns true when the log is

@@ -214,4 +214,21 @@ import Testing
         }
         #expect(seen == ["0", "1", "2", "3", "invalid \(batchBytes)", "5", "6", "7!", "8", "9"])
     }
+
+    @Test func `leader epochs learnt from the batches survive the next start`() throws {
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk))
+        for epoch in [0, 0, 3, 4, 4] as [Int32] { try Fixture.append(log, Fixture.batch(), epoch: epoch, flush: epoch < 3) }
+        let image = disk.crashed(seed: 1)
+        // Recovered, then stopped cleanly: the batches are not read again.
+        for clean in [true, false] {
+            let second = image.crashed(seed: 1)
+            let directory = try Fixture.directory(second)
+            let recovered = try Fixture.log(directory)
+            #expect(recovered.leaderEpochs == log.leaderEpochs)
+            if clean { try Fixture.close(recovered, directory) } else { try directory.writeCheckpoints() }
+            let again = try Fixture.log(Fixture.directory(second.crashed(seed: 0)))
+            #expect(again.leaderEpochs == log.leaderEpochs, "clean \(clean)")
+        }
+    }
 }
