@@ -399,6 +399,6 @@ extension PartitionLog {
         segment.isSealed = true
         segment.adopt(rewritten.indexes, maximum: rewritten.maximum)
         segments[index] = segment
-        for file in try segment.persistIndexes() { dirty.markFile(file) }
+        completeIndexes(of: segment)
     }
 }

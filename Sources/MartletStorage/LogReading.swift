@@ -145,9 +145,11 @@ extension PartitionLog {
         segment.size = size
         segment.endOffset = end
         segment.firstAppend = first
-        if segment.isSealed, let maximum = segment.maximum { segment.indexes.appendTime(maximum) }
-        persistIndexes(of: segment)
+        if segment.isSealed { completeIndexes(of: segment) } else { persistIndexes(of: segment) }
         guard reached == size else {
+            // What the part that was walked says of the times is not true of the whole.
+            discardIndexes(of: segment)
+            segment.unloadIndexes()
             throw .storage(
                 .corrupt(
                     topicPartition, offset: offset,
@@ -171,7 +173,7 @@ extension PartitionLog {
             var scanner = BatchScanner(view.file, end: segment.size, nonBlocking: false)
             var position = 0
             do {
-                if let entry = try floorTime(in: segment, timestamp.rawValue) {
+                if let entry = try floorTime(in: segment, timestamp.rawValue), try view.isTrue(entry, isLast: false) {
                     let start = segment.baseOffset + Int64(entry.relativeOffset)
                     position = try view.startPosition(for: start, scanner: &scanner, nonBlocking: false) ?? 0
                 }
@@ -236,11 +238,27 @@ extension PartitionLog {
             notBefore: best.header.maxTimestamp)
     }
 
-    private func loadTimes(of segment: Segment<D>) throws(ReadError) {
+    /// Makes a segment's largest timestamp known. That of a closed one comes from its time index, checked
+    /// against the log; lost or false indexes are made anew.
+    func loadTimes(of segment: Segment<D>) throws(ReadError) {
+        if segment.timesAreLoaded { return }
         do {
             try segment.loadTimes()
         } catch {
             throw .storage(directory.record(error))
+        }
+        guard segment.isSealed else { return }
+        do throws(ReadError) {
+            if let last = segment.indexes.lastTime {
+                if try view(of: segment).isTrue(last, isLast: true) { return }
+            } else if segment.indexes.offsetCount > 0 || segment.size <= 2 * configuration.indexIntervalBytes {
+                // Without timestamps, or too short for an index.
+                return
+            }
+            try rebuildIndex(at: segment.baseOffset)
+        } catch {
+            segment.unloadIndexes()
+            throw error
         }
     }
 

@@ -182,6 +182,11 @@ extension PartitionLog {
         let fileSize = segment.size
         // Nothing is known of what the files hold after a crash: cut what cannot be true of this log.
         try segment.truncateIndexes(toPosition: fileSize, end: limit)
+        if let last = segment.indexes.lastTime,
+            try !segment.view(end: segment.endOffset).isTrue(last, isLast: false)
+        {
+            try segment.truncateIndexes(toPosition: 0, end: segment.baseOffset)
+        }
         let view = try segment.view(end: segment.endOffset)
         var scanner = BatchScanner(try segment.file(), end: fileSize, nonBlocking: false)
         var target = limit
@@ -279,6 +284,7 @@ extension PartitionLog {
             }
             // Compaction leaves gaps; a sealed segment reaches to the next one all the same.
             if let nextBase, nextBase <= checkpoint.compactedEnd, end < nextBase { segment.endOffset = nextBase }
+            if nextBase != nil { completeIndexes(of: segment) }
             if end > recoveryPoint { changed = true }
         }
         if end < recoveryPoint {

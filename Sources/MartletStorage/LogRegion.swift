@@ -102,6 +102,31 @@ struct SegmentView<D: Disk>: Sendable {
         return header.lastOffset == baseOffset.rawValue + Int64(entry.relativeOffset)
     }
 
+    /// Whether the batch that a time index entry names ends there and brought that time. Of the last entry of
+    /// a closed segment also whether the next batches are no later: then entries behind it are missing.
+    func isTrue(_ entry: TimeIndexEntry, isLast: Bool) throws(ReadError) -> Bool {
+        var scanner = BatchScanner(file, end: size, nonBlocking: false)
+        let offset = baseOffset + Int64(entry.relativeOffset)
+        guard var position = try startPosition(for: offset, scanner: &scanner, nonBlocking: false) else { return false }
+        while position < size, let header = try scanner.header(at: position), header.lastOffset < offset.rawValue {
+            position += header.totalByteCount
+        }
+        guard let header = try scanner.header(at: position), header.lastOffset == offset.rawValue,
+            header.maxTimestamp == entry.timestamp
+        else { return false }
+        if !isLast { return true }
+        position += header.totalByteCount
+        for _ in 0..<Self.followersChecked {
+            guard let follower = try scanner.header(at: position) else { break }
+            if follower.maxTimestamp > entry.timestamp { return false }
+            position += follower.totalByteCount
+        }
+        return true
+    }
+
+    /// Batches behind the last time entry that are looked at: where times rise the next one tells already.
+    private static var followersChecked: Int { 16 }
+
     /// `nil` when the index is wrong.
     private func search(
         from: Offset, upTo bound: Offset, maxBytes: Int, minOneBatch: Bool, partition: TopicPartition,

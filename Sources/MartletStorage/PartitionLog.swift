@@ -402,19 +402,52 @@ package final class PartitionLog<D: Disk> {
     /// flush makes durable together with it. Failures leave files missing that can be derived again.
     private func seal(_ segment: Segment<D>, snapshot: ByteBuffer, at end: Offset) {
         segment.isSealed = true
-        if let maximum = segment.maximum { segment.indexes.appendTime(maximum) }
-        persistIndexes(of: segment)
-        if let file = segment.openFile {
-            dirty.markFile(file, sealedSize: segment.allocatedEnd > segment.size ? segment.size : nil)
-        }
+        completeIndexes(of: segment)
+        giveBackReservedBlocks(of: segment)
+        if let file = segment.openFile { dirty.markFile(file) }
         writeSnapshot(snapshot, at: end)
     }
 
+    private func giveBackReservedBlocks(of segment: Segment<D>) {
+        guard segment.allocatedEnd > segment.size else { return }
+        do throws(DiskError) {
+            dirty.markFile(try segment.file(), sealedSize: segment.size)
+        } catch {
+            _ = directory.record(error)
+        }
+    }
+
+    /// Writes waiting entries of the active segment; after a failure they go on waiting.
     func persistIndexes(of segment: Segment<D>) {
         do {
-            for file in try segment.persistIndexes() {
-                if segment.isSealed { dirty.markFile(file) }
-            }
+            try segment.persistIndexes()
+        } catch {
+            _ = directory.record(error)
+        }
+    }
+
+    /// Completes the index files of a closed segment, to be flushed with the log. They must be whole or not
+    /// there: a later start cannot tell that the end of a time index is missing, and retention and look-ups
+    /// by time would go by too small a maximum.
+    func completeIndexes(of segment: Segment<D>) {
+        if let maximum = segment.maximum { segment.indexes.appendTime(maximum) }
+        do throws(DiskError) {
+            try segment.persistIndexes()
+            // Whole files, also what was written of them while the segment was active.
+            if let file = try segment.indexFile(create: false) { dirty.markFile(file) }
+            if let file = try segment.timeIndexFile(create: false) { dirty.markFile(file) }
+        } catch {
+            _ = directory.record(error)
+            discardIndexes(of: segment)
+        }
+    }
+
+    func discardIndexes(of segment: Segment<D>) {
+        for file in [segment.openOffsetIndex, segment.openTimeIndex] {
+            if let file { dirty.forget(file) }
+        }
+        do throws(DiskError) {
+            try segment.discardIndexes()
         } catch {
             _ = directory.record(error)
         }
@@ -551,11 +584,8 @@ package final class PartitionLog<D: Disk> {
         try directory.requireAlive()
         if let active = segments.last, damage == nil {
             active.isSealed = true
-            if let maximum = active.maximum { active.indexes.appendTime(maximum) }
-            persistIndexes(of: active)
-            if let file = active.openFile, active.allocatedEnd > active.size {
-                dirty.markFile(file, sealedSize: active.size)
-            }
+            completeIndexes(of: active)
+            giveBackReservedBlocks(of: active)
             if snapshotOffsets.last != logEndOffset.rawValue || !dirty.isClean {
                 writeSnapshot(producers.encode(), at: logEndOffset)
             }

@@ -84,10 +84,12 @@ extension PartitionLog {
 
     /// Time of the segment's newest record, at most its last append.
     private func age(of segment: Segment<D>) throws(StorageError) -> Int64 {
-        do {
-            try segment.loadTimes()
+        do throws(ReadError) {
+            try loadTimes(of: segment)
         } catch {
-            throw directory.record(error)
+            // Its times cannot be told: then the time of the last append has to do.
+            guard case .storage(let error) = error, !error.isDamage else { return segment.lastAppend.rawValue }
+            throw error
         }
         guard let maximum = segment.maximum, maximum.timestamp >= 0 else { return segment.lastAppend.rawValue }
         return min(maximum.timestamp, segment.lastAppend.rawValue)

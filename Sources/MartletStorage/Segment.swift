@@ -25,7 +25,7 @@ final class Segment<D: Disk> {
     /// Entry counts have been read from the index files.
     var indexesAreLoaded: Bool
     /// The last time entry has been read as well.
-    private var timesAreLoaded: Bool
+    private(set) var timesAreLoaded: Bool
     var isSealed = false
     private(set) var openFile: SegmentFile<D>?
     private(set) var openOffsetIndex: SegmentFile<D>?
@@ -106,6 +106,14 @@ final class Segment<D: Disk> {
 
     // MARK: Indexes
 
+    /// Removes the index files: searches walk the log instead. The largest timestamp stays known.
+    func discardIndexes() throws(DiskError) {
+        releaseIndexFiles()
+        indexes = SegmentIndexes()
+        indexesAreLoaded = true
+        for kind in [LogFileName.offsetIndex, LogFileName.timeIndex] { try disk.removeIfPresent(path(kind)) }
+    }
+
     /// Reads the sizes of the index files. Missing or odd files count as shorter ones: a search then walks
     /// more of the log, nothing else.
     func loadIndexes() throws(DiskError) {
@@ -178,16 +186,13 @@ final class Segment<D: Disk> {
     }
 
     /// Writes waiting index entries to the files. On a failure they keep waiting: the files are derivable.
-    /// Returns the files written.
-    func persistIndexes() throws(DiskError) -> [SegmentFile<D>] {
-        var written: [SegmentFile<D>] = []
+    func persistIndexes() throws(DiskError) {
         if !indexes.pendingOffsets.isEmpty, let file = try indexFile(create: true) {
             try file.file.write(
                 [SegmentIndexes.encode(indexes.pendingOffsets)],
                 at: indexes.persistedOffsetCount * OffsetIndexEntry.byteCount)
             indexes.persistedOffsetCount += indexes.pendingOffsets.count
             indexes.pendingOffsets = []
-            written.append(file)
         }
         if !indexes.pendingTimes.isEmpty, let file = try timeIndexFile(create: true) {
             try file.file.write(
@@ -195,9 +200,7 @@ final class Segment<D: Disk> {
                 at: indexes.persistedTimeCount * TimeIndexEntry.byteCount)
             indexes.persistedTimeCount += indexes.pendingTimes.count
             indexes.pendingTimes = []
-            written.append(file)
         }
-        return written
     }
 
     /// Forgets index entries that point at or behind `position` or name offsets at or behind `end`, and
@@ -285,7 +288,7 @@ final class Segment<D: Disk> {
                 lastOffset: header.lastOffset, maxTimestamp: header.maxTimestamp,
                 byteCount: header.totalByteCount, now: appended, indexInterval: indexInterval)
             if indexes.pendingOffsets.count >= SegmentIndexes.pendingLimit {
-                do { _ = try persistIndexes() } catch { throw .storage(.file(error)) }
+                do { try persistIndexes() } catch { throw .storage(.file(error)) }
             }
         }
         return size

@@ -18,6 +18,14 @@ package enum StorageError: Error, Equatable, Sendable, CustomStringConvertible {
     /// The log directory belongs to somebody else: another process, cluster or node.
     case directoryRefused(String)
 
+    /// One log's bytes are wrong; the disk itself works.
+    var isDamage: Bool {
+        switch self {
+        case .corrupt: true
+        case .diskFull, .directoryFailed, .offline, .file, .directoryRefused: false
+        }
+    }
+
     /// Code for clients. All are storage errors to them: retriable, since another replica or a later
     /// moment may answer.
     package var errorCode: ErrorCode { .kafkaStorageError }

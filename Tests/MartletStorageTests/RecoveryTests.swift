@@ -231,4 +231,112 @@ import Testing
             #expect(again.leaderEpochs == log.leaderEpochs, "clean \(clean)")
         }
     }
+
+    /// Rising times, several to a segment; 0...end of `times` are asked for.
+    private func checkTimes(_ log: SimulatedLog, _ times: [Int64], _ comment: Comment) throws {
+        for (index, time) in times.enumerated() {
+            let found = try log.offset(for: Timestamp(milliseconds: time), upTo: log.logEndOffset)
+            #expect(found?.offset.rawValue == Int64(index), comment)
+        }
+        #expect(try log.offsetOfMaxTimestamp(upTo: log.logEndOffset)?.offset.rawValue == Int64(times.count) - 1, comment)
+    }
+
+    private func timed(
+        flush: Bool, reopenedAfter: Int64? = nil
+    ) throws -> (SimulatedDisk, SimulatedDirectory, SimulatedLog, [Int64]) {
+        let disk = SimulatedDisk()
+        disk.setTime(Fixture.now.rawValue)
+        var directory = try Fixture.directory(disk)
+        var log = try Fixture.log(directory, .small(segmentBytes: 1500))
+        var times: [Int64] = []
+        for index in 0..<40 as Range<Int64> {
+            if index == reopenedAfter {
+                try Fixture.close(log, directory)
+                directory = try Fixture.directory(disk)
+                log = try Fixture.log(directory, .small(segmentBytes: 1500))
+            }
+            times.append(Fixture.now.rawValue + index * 10)
+            try Fixture.append(
+                log, Fixture.batch(bytes: 100, seed: UInt64(index), timestamp: times[Int(index)]), flush: flush)
+        }
+        return (disk, directory, log, times)
+    }
+
+    @Test func `closed segments that recovery walked are found by time after the next start as well`() throws {
+        // The recovery point lies in the middle of a segment, and so does the end of its index files.
+        let (disk, _, _, times) = try timed(flush: false, reopenedAfter: 6)
+        var image = disk.crashed(seed: 1)
+        var directory = try Fixture.directory(image)
+        let recovered = try Fixture.log(directory, .small(segmentBytes: 1500))
+        #expect(recovered.recovery.wasChecked && recovered.segmentCount > 3)
+        try checkTimes(recovered, times, "recovered")
+        try Fixture.close(recovered, directory)
+        let clean = try Fixture.log(Fixture.directory(image), .small(segmentBytes: 1500))
+        #expect(!clean.recovery.wasChecked)
+        try checkTimes(clean, times, "after a clean stop")
+        // The same when the recovered log is not closed but cut off from power.
+        image = disk.crashed(seed: 1)
+        directory = try Fixture.directory(image)
+        _ = try Fixture.log(directory, .small(segmentBytes: 1500))
+        try directory.writeCheckpoints()
+        let again = try Fixture.log(Fixture.directory(image.crashed(seed: 0)), .small(segmentBytes: 1500))
+        try checkTimes(again, times, "after a power cut")
+    }
+
+    @Test func `a time index that could not be written when its segment closed misleads nobody`() throws {
+        for operation in [SimulatedOperation.write, .create] {
+            for skipping in 0..<30 {
+                let disk = SimulatedDisk()
+                disk.setTime(Fixture.now.rawValue)
+                var directory = try Fixture.directory(disk)
+                var log = try Fixture.log(directory, .small(segmentBytes: 1500))
+                var times: [Int64] = []
+                for index in 0..<30 as Range<Int64> {
+                    if index == 6 {
+                        // From here on the index files hold the beginning of the segment.
+                        try Fixture.close(log, directory)
+                        directory = try Fixture.directory(disk)
+                        log = try Fixture.log(directory, .small(segmentBytes: 1500))
+                        disk.fail(operation, .noSpace, skipping: skipping)
+                    }
+                    let time = Fixture.now.rawValue + index * 10
+                    do {
+                        try Fixture.append(log, Fixture.batch(bytes: 100, seed: UInt64(index), timestamp: time))
+                        times.append(time)
+                    } catch {
+                        #expect(directory.refreshDiskState() == .ok)
+                    }
+                    _ = directory.refreshDiskState()
+                }
+                disk.clearFaults()
+                try checkTimes(log, times, "\(operation) \(skipping)")
+                try Fixture.close(log, directory)
+                let again = try Fixture.log(Fixture.directory(disk), .small(segmentBytes: 1500))
+                try checkTimes(again, times, "\(operation) \(skipping) after a restart")
+            }
+        }
+    }
+
+    @Test func `any flipped bit and any lost end of an index changes no answer after a clean stop`() throws {
+        let (disk, directory, log, times) = try timed(flush: true)
+        try Fixture.close(log, directory)
+        var generator = SplitMix64(seed: 11)
+        let paths = disk.files.filter { $0.hasSuffix("index") && (disk.content($0)?.count ?? 0) > 0 }
+        #expect(paths.count > 6)
+        for round in 0..<400 {
+            let image = disk.crashed(seed: 1)
+            let path = try #require(paths.randomElement(using: &generator))
+            let bytes = try #require(image.content(path))
+            if round % 4 == 0 {
+                let entry = path.hasSuffix("timeindex") ? TimeIndexEntry.byteCount : OffsetIndexEntry.byteCount
+                image.setContent(path, Array(bytes.prefix(entry * Int.random(in: 0..<bytes.count / entry, using: &generator))))
+            } else {
+                image.flip(
+                    path, byte: Int.random(in: 0..<bytes.count, using: &generator),
+                    bit: Int.random(in: 0..<8, using: &generator))
+            }
+            let again = try Fixture.log(Fixture.directory(image), .small(segmentBytes: 1500))
+            try checkTimes(again, times, "round \(round) \(path)")
+        }
+    }
 }

@@ -129,4 +129,26 @@ import Testing
         try Fixture.append(log, Fixture.batch(bytes: 100, seed: 77, producer: (1, 0, 5)), epoch: 9)
         #expect(try Fixture.offsets(Fixture.readAll(log)) == Array(0..<6))
     }
+
+    @Test func `a flipped bit in a time index does not make a segment old`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        var configuration = LogConfiguration.small(segmentBytes: 1000)
+        configuration.retentionMilliseconds = 60 * minute
+        let log = try Fixture.log(directory, configuration)
+        disk.setTime(at(20 * minute).rawValue)
+        try fill(log, 20) { Fixture.now.rawValue + $0 * minute }
+        try Fixture.close(log, directory)
+        for bit in 0..<8 {
+            for byte in 0..<12 {
+                let image = disk.crashed(seed: 1)
+                let path = Fixture.logPath(0, "timeindex")
+                let size = try #require(image.content(path)?.count)
+                image.flip(path, byte: size - 12 + byte, bit: bit)
+                let again = try Fixture.log(Fixture.directory(image), configuration)
+                try apply(again, now: at(30 * minute))
+                #expect(again.logStartOffset == .zero, "byte \(byte) bit \(bit)")
+            }
+        }
+    }
 }
