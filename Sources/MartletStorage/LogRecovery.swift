@@ -215,6 +215,21 @@ extension PartitionLog {
         return position
     }
 
+    /// Finds largest timestamp and index entries of the last segment anew after its end was cut.
+    func reindexLastSegment() throws {
+        guard let segment = segments.last else { return }
+        let (size, end, firstAppend) = (segment.size, segment.endOffset, segment.firstAppend)
+        let reached = try segment.walk(
+            from: try walkStart(in: segment, before: Offset(Int64.max)), to: size, now: segment.lastAppend,
+            indexInterval: configuration.indexIntervalBytes,
+            accept: { (_: RecordBatchHeader, _: Int) throws(ReadError) -> Bool in true })
+        guard reached == size else {
+            throw try view(of: segment).damaged(topicPartition, at: segment.endOffset, position: reached)
+        }
+        segment.endOffset = end
+        segment.firstAppend = size > 0 ? firstAppend : nil
+    }
+
     private func firstTimestamp(of segment: Segment<D>, now: Timestamp) throws -> Timestamp {
         var scanner = BatchScanner(try segment.file(), end: segment.size, nonBlocking: false)
         guard let header = try scanner.header(at: 0), header.maxTimestamp >= 0 else { return segment.lastAppend }
@@ -371,7 +386,11 @@ extension PartitionLog {
 
     /// Cuts the log at `position` of a segment and removes the segments behind it.
     func cut(toSegment index: Int, position: Int, end: Offset) throws {
-        for segment in segments[(index + 1)...].reversed() { try removeFiles(of: segment) }
+        // One after the other, from the end: a crash in between must leave a log without holes.
+        for segment in segments[(index + 1)...].reversed() {
+            try removeFiles(of: segment)
+            try disk.syncDirectory(folder)
+        }
         segments.removeSubrange((index + 1)...)
         let segment = segments[index]
         if position == 0, index > 0, segment.baseOffset != end {
@@ -447,6 +466,7 @@ extension PartitionLog {
             }
             if let active = segments.last {
                 try cut(toSegment: segments.count - 1, position: active.size, end: damage.offset)
+                try reindexLastSegment()
             }
             try disk.syncDirectory(folder)
         } catch let error as DiskError {
@@ -458,7 +478,7 @@ extension PartitionLog {
         let end = max(damage.offset, logStartOffset)
         leaderEpochs.truncate(toEnd: end)
         setEnds(end, flushed: end)
-        // The one place where a recovery point falls: what was there is given up on an operator's word.
+        // Beside a follower's cut the one place where a recovery point falls: on an operator's word.
         checkpoint.setRecoveryPoint(end)
         try directory.writeCheckpoints()
     }

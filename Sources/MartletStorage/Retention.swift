@@ -190,13 +190,22 @@ extension PartitionLog {
                 // A cut inside a batch takes the whole batch.
                 if let header = try scanner.header(at: position) { cutEnd = min(end, Offset(header.baseOffset)) }
             }
+            // First the promise that the disk has more, or a crash in between looks like damage.
+            if cutEnd < checkpoint.recoveryPoint {
+                checkpoint.setRecoveryPoint(cutEnd)
+                try directory.writeCheckpoints()
+            }
             for offset in snapshotOffsets where offset > cutEnd.rawValue {
                 try disk.removeIfPresent(folder + "/" + LogFileName.make(offset, LogFileName.producerSnapshot))
             }
-            for dropped in segments[(index + 1)...] {
-                if let file = dropped.openFile { dirty.forget(file) }
+            for touched in segments[index...] {
+                // What is left is flushed by the cut; its size as a closed segment no longer counts.
+                for file in [touched.openFile, touched.openOffsetIndex, touched.openTimeIndex] {
+                    if let file { dirty.forget(file) }
+                }
             }
             try cut(toSegment: index, position: position, end: cutEnd)
+            try reindexLastSegment()
         } catch let error as DiskError {
             throw directory.record(error)
         } catch let error as StorageError {
