@@ -37,6 +37,9 @@ extension PartitionLog {
             try view.isExhausted(from: from, upTo: bound, nonBlocking: nonBlocking)
         {
             let next = segments[index]
+            guard next.baseOffset <= checkpoint.compactedEnd else {
+                throw view.missing(topicPartition, from: from, to: next.baseOffset)
+            }
             region = try self.view(of: next).locate(
                 from: max(from, next.baseOffset), upTo: bound, maxBytes: maxBytes, minOneBatch: minOneBatch,
                 partition: topicPartition, nonBlocking: nonBlocking)
@@ -52,15 +55,12 @@ extension PartitionLog {
         from: Offset, upTo bound: Offset, maxBytes: Int, minOneBatch: Bool
     ) throws(ReadError) -> ColdLocate<D>? {
         guard let segment = try readableSegment(from: from, bound: bound) else { return nil }
-        // Only compaction leaves the end of a segment without batches.
-        var next: Segment<D>?
-        if configuration.compacts {
-            next = segments[(segmentIndex(for: from) + 1)...].first { $0.size > 0 && $0.baseOffset < bound }
-        }
+        let later = segments[(segmentIndex(for: from) + 1)...].prefix { $0.baseOffset < bound }
+        let next = later.first { $0.size > 0 }
         return ColdLocate(
             view: try view(of: segment), next: try next.map { segment throws(ReadError) in try view(of: segment) },
-            partition: topicPartition, from: from, bound: min(bound, writtenEndOffset), maxBytes: maxBytes,
-            minOneBatch: minOneBatch)
+            gapsEnd: checkpoint.compactedEnd, partition: topicPartition, from: from,
+            bound: min(bound, writtenEndOffset), maxBytes: maxBytes, minOneBatch: minOneBatch)
     }
 
     /// Appends the region's bytes to `buffer`.

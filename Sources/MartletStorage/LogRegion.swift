@@ -40,6 +40,8 @@ package struct ColdLocate<D: Disk>: Sendable {
     let view: SegmentView<D>
     /// Where to go on when compaction has emptied the end of the first: the next segment with batches.
     let next: SegmentView<D>?
+    /// Compaction may have left gaps before this.
+    let gapsEnd: Offset
     let partition: TopicPartition
     let from: Offset
     let bound: Offset
@@ -53,6 +55,7 @@ package struct ColdLocate<D: Disk>: Sendable {
         guard let next, region.isEmpty, try view.isExhausted(from: from, upTo: bound, nonBlocking: false) else {
             return region
         }
+        guard next.baseOffset <= gapsEnd else { throw view.missing(partition, from: from, to: next.baseOffset) }
         return try next.locate(
             from: max(from, next.baseOffset), upTo: bound, maxBytes: maxBytes, minOneBatch: minOneBatch,
             partition: partition, nonBlocking: false)
@@ -188,6 +191,14 @@ struct SegmentView<D: Disk>: Sendable {
         return LogRegion(
             file: file, position: position, byteCount: end - position, baseOffset: base, nextOffset: next,
             indexDamaged: false)
+    }
+
+    /// Only compaction leaves the end of a segment without batches: elsewhere the file was cut short.
+    func missing(_ partition: TopicPartition, from: Offset, to next: Offset) -> ReadError {
+        .storage(
+            .corrupt(
+                partition, offset: from,
+                detail: "segment \(baseOffset) ends before offset \(from), and the next one starts at \(next)"))
     }
 
     func damaged(_ partition: TopicPartition, at offset: Offset, position: Int) -> ReadError {

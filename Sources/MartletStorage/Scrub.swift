@@ -35,7 +35,7 @@ package struct ScrubWork<D: Disk>: Sendable {
         var checked = 0
         var findings: [ScrubFinding] = []
         var next = from
-        for source in sources where source.endOffset > from && source.size > 0 {
+        for source in sources where source.endOffset > from {
             var scanner = BatchScanner(source.file, end: source.size, nonBlocking: false)
             var position = 0
             var expected = source.baseOffset
@@ -60,6 +60,12 @@ package struct ScrubWork<D: Disk>: Sendable {
                 expected = Offset(header.lastOffset + 1)
                 next = expected
                 position += header.totalByteCount
+            }
+            if position == source.size, expected < source.endOffset, source.endOffset > gapsEnd {
+                findings.append(
+                    ScrubFinding(
+                        offset: expected,
+                        detail: "\(source.file.path) ends at offset \(expected), not \(source.endOffset)"))
             }
             next = max(next, source.endOffset)
         }
@@ -93,7 +99,7 @@ extension PartitionLog {
     package func scrub(from: Offset, maxBytes: Int) throws(StorageError) -> ScrubWork<D> {
         var sources: [CompactionPlan<D>.Source] = []
         do {
-            for segment in segments where segment.endOffset > from && segment.size > 0 {
+            for segment in segments where segment.endOffset > from {
                 let end = segment === segments.last ? writtenEndOffset : segment.endOffset
                 sources.append(
                     CompactionPlan.Source(

@@ -202,4 +202,29 @@ import Testing
         log.abandonCompaction()
         #expect(log.segmentCount > 3)
     }
+
+    @Test func `cold reads cross a compacted gap also when the topic is compacted no more`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory, configuration())
+        // Every second batch is superseded, also the last one of a segment.
+        for index in 0..<23 { try Fixture.append(log, try batch([(index % 2 == 0 ? "v\(index)" : "k", "\(index)")])) }
+        #expect(try compact(log, now: at(0)))
+        log.configuration.compacts = false
+        var offset = Offset.zero
+        var bases: [Int64] = []
+        while offset < log.logEndOffset {
+            let cold = try #require(
+                try log.coldLocate(from: offset, upTo: log.logEndOffset, maxBytes: 1, minOneBatch: true))
+            let region = try cold.run()
+            #expect(!region.isEmpty, "at \(offset)")
+            if region.isEmpty { return }
+            bases.append(region.baseOffset.rawValue)
+            var bytes = ByteBuffer()
+            _ = try log.read(region, into: &bytes, nonBlocking: false)
+            // As consumers do.
+            offset = Offset(try RecordBatchHeader(reading: bytes).lastOffset + 1)
+        }
+        #expect(bases == (try Fixture.offsets(Fixture.readAll(log, step: 1))))
+    }
 }

@@ -339,4 +339,26 @@ import Testing
             try checkTimes(again, times, "round \(round) \(path)")
         }
     }
+
+    @Test func `a closed segment that lost its end is reported by reads and scrub, never skipped`() throws {
+        let source = try disk(segmentBytes: 600, checkpointAfter: 10)
+        let size = try #require(source.content(Fixture.logPath(0))?.count)
+        #expect(size == 3 * batchBytes)
+        for missing in 1...3 {
+            let image = source.crashed(seed: 1)
+            let content = try #require(image.content(Fixture.logPath(0)))
+            image.setContent(Fixture.logPath(0), Array(content.dropLast(missing * batchBytes)))
+            let log = try Fixture.log(Fixture.directory(image), .small(segmentBytes: 600))
+            let from = Offset(Int64(3 - missing))
+            #expect(throws: ReadError.self) {
+                try log.locate(from: from, upTo: Offset(10), maxBytes: 10_000, minOneBatch: true)
+            }
+            let cold = try #require(
+                try log.coldLocate(from: from, upTo: Offset(10), maxBytes: 10_000, minOneBatch: true))
+            #expect(throws: ReadError.self) { try cold.run() }
+            #expect(try log.verify().findings.first?.offset == from)
+            // What is there can be read.
+            #expect(try log.locate(from: Offset(3), upTo: Offset(10), maxBytes: 1, minOneBatch: true).baseOffset == Offset(3))
+        }
+    }
 }
