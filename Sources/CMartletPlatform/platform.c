@@ -120,12 +120,19 @@ int martlet_truncate(int descriptor, int64_t size) {
     }
 }
 
-int martlet_sync_data(int descriptor) { return fdatasync(descriptor) == 0 ? 0 : -errno; }
+// EINTR is no failed flush: nothing has been marked clean.
+int martlet_sync_data(int descriptor) {
+    for (;;) {
+        if (fdatasync(descriptor) == 0) return 0;
+        if (errno != EINTR) return -errno;
+    }
+}
 
-int martlet_sync_all(int descriptor) { return fsync(descriptor) == 0 ? 0 : -errno; }
-
-int martlet_start_writeback(int descriptor, int64_t offset, int64_t length) {
-    return sync_file_range(descriptor, offset, length, SYNC_FILE_RANGE_WRITE) == 0 ? 0 : -errno;
+int martlet_sync_all(int descriptor) {
+    for (;;) {
+        if (fsync(descriptor) == 0) return 0;
+        if (errno != EINTR) return -errno;
+    }
 }
 
 int martlet_lock(int descriptor) { return flock(descriptor, LOCK_EX | LOCK_NB) == 0 ? 0 : -errno; }
@@ -133,7 +140,6 @@ int martlet_lock(int descriptor) { return flock(descriptor, LOCK_EX | LOCK_NB) =
 static void convert(const struct stat *in, struct martlet_status *out) {
     out->size = in->st_size;
     out->modified_milliseconds = (int64_t)in->st_mtim.tv_sec * 1000 + in->st_mtim.tv_nsec / 1000000;
-    out->allocated = (int64_t)in->st_blocks * 512;
     out->is_directory = S_ISDIR(in->st_mode);
 }
 

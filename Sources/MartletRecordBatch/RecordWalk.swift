@@ -13,7 +13,7 @@ struct RecordWalk {
     /// Offset deltas must run 0, 1, 2 …; stored batches may have gaps where compaction removed records.
     let consecutive: Bool
     let requireKeys: Bool
-    /// Nil where append times override the records' own.
+    /// False where append times override the records' own, and for batches accepted before.
     let checksTimestamps: Bool
     let earliestTimestamp: Int64
     let latestTimestamp: Int64

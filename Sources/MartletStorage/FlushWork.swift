@@ -162,7 +162,13 @@ struct DirtySet<D: Disk> {
 
     mutating func completed(_ sequence: UInt64, keepingReplacements: Bool) {
         items.removeAll {
-            if keepingReplacements, case .replace = $0.item { return false }
+            if keepingReplacements {
+                switch $0.item {
+                // A rename to come needs its directory flushed again.
+                case .replace, .directory: return false
+                case .file: break
+                }
+            }
             return $0.sequence <= sequence
         }
     }

@@ -48,16 +48,12 @@ int martlet_truncate(int descriptor, int64_t size);
 int martlet_sync_data(int descriptor);
 /// fsync; for directories.
 int martlet_sync_all(int descriptor);
-/// Starts write-back of a range without waiting for it (sync_file_range, SYNC_FILE_RANGE_WRITE). A hint.
-int martlet_start_writeback(int descriptor, int64_t offset, int64_t length);
 /// Takes an exclusive lock without waiting (flock); -EWOULDBLOCK when another process has it.
 int martlet_lock(int descriptor);
 
 struct martlet_status {
     int64_t size;
     int64_t modified_milliseconds;
-    /// Bytes of blocks in use, which may exceed `size` where blocks are reserved ahead.
-    int64_t allocated;
     int32_t is_directory;
 };
 int martlet_status(const char *path, struct martlet_status *out);
