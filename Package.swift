@@ -152,6 +152,7 @@ let package = Package(
             name: "MartletTestSupport",
             dependencies: ["MartletLogModel", "CMartletPlatform", nioCore],
             path: "Tests/Support", swiftSettings: relaxed),
+        .target(name: "CMartletAllocationCounter", path: "Tests/AllocationCounter"),
         .testTarget(
             name: "MartletLogModelTests", dependencies: ["MartletLogModel"], swiftSettings: relaxed),
         .testTarget(
@@ -177,14 +178,14 @@ let package = Package(
             name: "MartletStorageTests",
             dependencies: [
                 "MartletLogModel", "MartletRecordBatch", "MartletStorage", "MartletSimulatorKit",
-                "MartletTestSupport", "CMartletPlatform", nioCore,
+                "MartletTestSupport", "CMartletPlatform", "CMartletAllocationCounter", nioCore,
             ],
-            swiftSettings: relaxed),
+            exclude: ["Allocations"], swiftSettings: relaxed),
         .testTarget(
             name: "MartletBrokerTests",
             dependencies: [
                 "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletStorage", "MartletBroker",
-                "MartletClient", "MartletTestSupport", nioCore, nioPosix, logging,
+                "MartletClient", "MartletTestSupport", "CMartletAllocationCounter", nioCore, nioPosix, logging,
             ],
             exclude: ["Fixtures"], swiftSettings: relaxed),
         .testTarget(
