@@ -8,6 +8,7 @@ package final class PartitionCheckpoint: Sendable {
     package let partition: TopicPartition
     /// Everything before this was flushed; recovery starts here.
     private let recoveryPointValue: Atomic<Int64>
+    private let durableRecoveryPointValue: Atomic<Int64>
     private let proposedLogStartValue: Atomic<Int64>
     private let durableLogStartValue: Atomic<Int64>
     private let highWatermarkValue: Atomic<Int64>
@@ -22,12 +23,19 @@ package final class PartitionCheckpoint: Sendable {
         self.compactedEndValue = Atomic(compactedEnd.rawValue)
         self.isCleanValue = Atomic(isClean)
         self.recoveryPointValue = Atomic(recoveryPoint.rawValue)
+        self.durableRecoveryPointValue = Atomic(recoveryPoint.rawValue)
         self.proposedLogStartValue = Atomic(logStart.rawValue)
         self.durableLogStartValue = Atomic(logStart.rawValue)
         self.highWatermarkValue = Atomic(highWatermark.rawValue)
     }
 
     package var recoveryPoint: Offset { Offset(recoveryPointValue.load(ordering: .acquiring)) }
+    /// Recovery point in the checkpoint file: where a start after a crash begins.
+    package var durableRecoveryPoint: Offset { Offset(durableRecoveryPointValue.load(ordering: .acquiring)) }
+    func recoveryPointIsDurable(_ offset: Offset) {
+        durableRecoveryPointValue.store(offset.rawValue, ordering: .releasing)
+    }
+
     /// Log start that clients may be told: it is in the checkpoint file.
     package var durableLogStart: Offset { Offset(durableLogStartValue.load(ordering: .acquiring)) }
     package var proposedLogStart: Offset { Offset(proposedLogStartValue.load(ordering: .acquiring)) }

@@ -9,6 +9,11 @@ import NIOCore
 /// and new segments a crash can leave is a correct log: a record goes only if a later one with its key is
 /// durable. The exception is a tombstone, whose disappearance relies on older records having gone in an
 /// *earlier* pass; hence a pass starts only when the previous one's renames are flushed.
+///
+/// Records of aborted transactions go at once: everything a plan covers is below the last stable offset, so each
+/// transaction in it is decided. A marker goes `delete.retention.ms` after the pass that found its transaction
+/// without batches, like a tombstone, and an abort marker only after its entry in the transaction index is gone for
+/// good: an entry without its marker would hide what the producer committed later.
 package struct CompactionPlan<D: Disk>: Sendable {
     struct Source: Sendable {
         let baseOffset: Offset
@@ -32,6 +37,10 @@ package struct CompactionPlan<D: Disk>: Sendable {
     let keyLimit: Int
     /// Last batch of each producer: its header stays for the producer's sequence.
     let producerLastOffsets: [Int64: Int64]
+    /// Producers whose last batch is a marker of this epoch: its header stays for the epoch.
+    let producerMarkerEpochs: [Int64: Int16]
+    /// Aborted transactions with records or marker in the sources.
+    let aborted: [AbortedTransaction]
 
     /// Two independent 64-bit hashes keyed per process: no two keys of a topic collide by chance (2⁻¹²⁸ a
     /// pair) or by a producer's intention.
@@ -71,11 +80,14 @@ package struct CompactionPlan<D: Disk>: Sendable {
 
     private func rewrite() throws -> CompactionResult<D> {
         let decompressor = RecordDecompressor()
-        let (latest, covered) = try collectKeys(decompressor)
+        var transactions = CompactedTransactions(aborted)
+        let (latest, covered) = try collectKeys(transactions, decompressor)
         var rewritten: [CompactionResult<D>.Rewritten] = []
         do {
             for source in sources where source.size > 0 && source.baseOffset < covered {
-                if let result = try rewrite(source, latest: latest, covered: covered, decompressor) {
+                if let result = try rewrite(
+                    source, latest: latest, covered: covered, transactions: &transactions, decompressor)
+                {
                     rewritten.append(result)
                 }
             }
@@ -89,12 +101,13 @@ package struct CompactionPlan<D: Disk>: Sendable {
             for source in sources { try directory.disk.removeIfPresent(cleanedPath(of: source)) }
             throw error
         }
-        return CompactionResult(rewritten: rewritten, compactedEnd: covered)
+        return CompactionResult(
+            rewritten: rewritten, compactedEnd: covered, emptiedMarkers: transactions.emptiedMarkers)
     }
 
     /// The latest offset of each key from `dirtyStart` on, and up to where that is complete.
     private func collectKeys(
-        _ decompressor: RecordDecompressor
+        _ transactions: CompactedTransactions, _ decompressor: RecordDecompressor
     ) throws -> (latest: [KeyHash: Int64], covered: Offset) {
         var latest: [KeyHash: Int64] = [:]
         for source in sources where source.endOffset > dirtyStart && source.size > 0 {
@@ -102,7 +115,9 @@ package struct CompactionPlan<D: Disk>: Sendable {
             var position = 0
             while position < source.size {
                 let header = try self.header(&scanner, source, position)
-                if header.lastOffset >= dirtyStart.rawValue, !header.isControl, header.recordCount > 0 {
+                if header.lastOffset >= dirtyStart.rawValue, !header.isControl, header.recordCount > 0,
+                    !transactions.isAborted(header)
+                {
                     if latest.count + Int(header.recordCount) > keyLimit, !latest.isEmpty {
                         return (latest, Offset(header.baseOffset))
                     }
@@ -144,7 +159,8 @@ package struct CompactionPlan<D: Disk>: Sendable {
 
     /// Nil when nothing would change.
     private func rewrite(
-        _ source: Source, latest: [KeyHash: Int64], covered: Offset, _ decompressor: RecordDecompressor
+        _ source: Source, latest: [KeyHash: Int64], covered: Offset, transactions: inout CompactedTransactions,
+        _ decompressor: RecordDecompressor
     ) throws -> CompactionResult<D>.Rewritten? {
         let path = cleanedPath(of: source)
         let file = SegmentFile<D>(try directory.disk.open(path, .create), path: path)
@@ -155,9 +171,19 @@ package struct CompactionPlan<D: Disk>: Sendable {
         var position = 0
         while position < source.size {
             let header = try self.header(&scanner, source, position)
-            let fate =
-                header.baseOffset >= covered.rawValue || header.isControl
-                ? .keep : try fate(of: header, source, position, latest: latest, decompressor)
+            let fate: Fate
+            if header.baseOffset >= covered.rawValue {
+                fate = .keep
+            } else if header.isControl {
+                fate =
+                    transactions.isEmptied(by: header)
+                    ? try self.fate(ofEmptiedMarker: header, source, position, &transactions, decompressor) : .keep
+            } else {
+                transactions.observe(header)
+                fate = try self.fate(
+                    of: header, source, position, latest: latest, isAborted: transactions.isAborted(header),
+                    decompressor)
+            }
             switch fate {
             case .keep:
                 let bytes = try source.file.readBytes(
@@ -188,8 +214,44 @@ package struct CompactionPlan<D: Disk>: Sendable {
         case replace(ByteBuffer)
     }
 
+    /// A marker whose transaction has no batches left.
     private func fate(
-        of header: RecordBatchHeader, _ source: Source, _ position: Int, latest: [KeyHash: Int64],
+        ofEmptiedMarker header: RecordBatchHeader, _ source: Source, _ position: Int,
+        _ transactions: inout CompactedTransactions, _ decompressor: RecordDecompressor
+    ) throws -> Fate {
+        let isProducersLast = producerMarkerEpochs[header.producerID] == header.producerEpoch
+        if header.recordCount == 0 { return isProducersLast ? .keep : .drop }
+        if transactions.dropEntry(ofMarker: header.lastOffset), header.hasDeleteHorizon { return .keep }
+        if header.hasDeleteHorizon {
+            guard now.rawValue >= header.baseTimestamp else { return .keep }
+            guard isProducersLast else { return .drop }
+            var builder = RecordBatchBuilder(capacity: RecordBatchHeader.byteCount)
+            return .replace(try builder.build(options(header, hasDeleteHorizon: false)))
+        }
+        let horizon = now.advanced(byMilliseconds: deleteRetention).rawValue
+        var builder = RecordBatchBuilder(capacity: header.totalByteCount, baseTimestamp: horizon)
+        var records = try records(header, source, position, decompressor)
+        while let record = try records.next() {
+            try builder.append(
+                key: record.key, value: record.value, headers: record.headers,
+                timestamp: record.timestamp.rawValue,
+                offsetDelta: Int32(record.offset.rawValue - header.baseOffset))
+        }
+        return .replace(try builder.build(options(header, hasDeleteHorizon: true)))
+    }
+
+    private func options(_ header: RecordBatchHeader, hasDeleteHorizon: Bool) -> RecordBatchBuilder.Options {
+        RecordBatchBuilder.Options(
+            codec: header.codec, baseOffset: header.baseOffset,
+            partitionLeaderEpoch: header.partitionLeaderEpoch, producerID: header.producerID,
+            producerEpoch: header.producerEpoch, baseSequence: header.baseSequence,
+            isTransactional: header.isTransactional, isControl: header.isControl,
+            logAppendTime: header.timestampType == .logAppendTime ? header.maxTimestamp : nil,
+            lastOffsetDelta: header.lastOffsetDelta, hasDeleteHorizon: hasDeleteHorizon)
+    }
+
+    private func fate(
+        of header: RecordBatchHeader, _ source: Source, _ position: Int, latest: [KeyHash: Int64], isAborted: Bool,
         _ decompressor: RecordDecompressor
     ) throws -> Fate {
         let isProducersLast = header.hasProducerID && producerLastOffsets[header.producerID] == header.lastOffset
@@ -197,8 +259,9 @@ package struct CompactionPlan<D: Disk>: Sendable {
         let horizon = header.hasDeleteHorizon ? header.baseTimestamp : nil
         var kept: [RecordView] = []
         var keepsTombstone = false
+        if isAborted, !isProducersLast { return .drop }
         var records = try records(header, source, position, decompressor)
-        while let record = try records.next() {
+        while !isAborted, let record = try records.next() {
             guard record.offset >= logStart, let key = record.key else { continue }
             if let later = latest[KeyHash(key)], later > record.offset.rawValue { continue }
             if record.value == nil {
@@ -220,15 +283,47 @@ package struct CompactionPlan<D: Disk>: Sendable {
                 timestamp: record.timestamp.rawValue,
                 offsetDelta: Int32(record.offset.rawValue - header.baseOffset))
         }
-        let batch = try builder.build(
-            RecordBatchBuilder.Options(
-                codec: header.codec, baseOffset: header.baseOffset,
-                partitionLeaderEpoch: header.partitionLeaderEpoch, producerID: header.producerID,
-                producerEpoch: header.producerEpoch, baseSequence: header.baseSequence,
-                isTransactional: header.isTransactional,
-                logAppendTime: header.timestampType == .logAppendTime ? header.maxTimestamp : nil,
-                lastOffsetDelta: header.lastOffsetDelta, hasDeleteHorizon: keepsHorizon))
-        return .replace(batch)
+        return .replace(try builder.build(options(header, hasDeleteHorizon: keepsHorizon)))
+    }
+}
+
+/// The transactions of one compaction pass, met in the order of the log.
+private struct CompactedTransactions {
+    private var ranges: [Int64: [AbortedTransaction]] = [:]
+    /// Markers of aborted transactions that the index knows.
+    private var indexed: Set<Int64>
+    /// Producers with a transactional batch since their last marker. A batch that compaction has emptied counts:
+    /// without the marker it would look like the beginning of a transaction.
+    private var open: Set<Int64> = []
+    /// Abort markers without anything left to hide; their entries in the index can go.
+    private(set) var emptiedMarkers: Set<Int64> = []
+
+    init(_ aborted: [AbortedTransaction]) {
+        indexed = Set(aborted.map(\.lastOffset.rawValue))
+        for transaction in aborted { ranges[transaction.producerID, default: []].append(transaction) }
+    }
+
+    func isAborted(_ header: RecordBatchHeader) -> Bool {
+        guard header.isTransactional, let known = ranges[header.producerID] else { return false }
+        return known.contains {
+            $0.firstOffset.rawValue <= header.baseOffset && header.baseOffset < $0.lastOffset.rawValue
+        }
+    }
+
+    mutating func observe(_ header: RecordBatchHeader) {
+        if header.isTransactional { open.insert(header.producerID) }
+    }
+
+    /// The marker's transaction has no batches any more.
+    mutating func isEmptied(by marker: RecordBatchHeader) -> Bool {
+        marker.hasProducerID && open.remove(marker.producerID) == nil
+    }
+
+    /// True when the index still had an entry for the marker.
+    mutating func dropEntry(ofMarker offset: Int64) -> Bool {
+        guard indexed.contains(offset) else { return false }
+        emptiedMarkers.insert(offset)
+        return true
     }
 }
 
@@ -289,6 +384,8 @@ package struct CompactionResult<D: Disk>: Sendable {
 
     let rewritten: [Rewritten]
     let compactedEnd: Offset
+    /// Abort markers whose entries in the transaction index serve nobody any more.
+    let emptiedMarkers: Set<Int64>
 
     /// Bytes before and after, for metrics.
     package var bytesBefore: Int { rewritten.reduce(0) { $0 + $1.sourceSize } }
@@ -309,7 +406,7 @@ extension PartitionLog {
         now: Timestamp, ceiling: Offset, force: Bool = false, keyLimit: Int = defaultKeyLimit
     ) throws(StorageError) -> CompactionPlan<D>? {
         guard configuration.compacts, damage == nil, !compactionIsUnderWay, unflushedNames == nil else { return nil }
-        let ceiling = min(ceiling, flushedEndOffset)
+        let ceiling = lastStableOffset(highWatermark: min(ceiling, flushedEndOffset))
         let youngest = now.rawValue - configuration.minimumCompactionLagMilliseconds
         var sources: [CompactionPlan<D>.Source] = []
         var dirtyBytes = 0
@@ -332,13 +429,24 @@ extension PartitionLog {
         guard totalBytes > 0, dirtyBytes > 0 || force,
             force || Double(dirtyBytes) / Double(totalBytes) >= configuration.minimumCleanableRatio
         else { return nil }
+        let aborted: [AbortedTransaction]
+        do throws(ReadError) {
+            let end = sources.last?.endOffset ?? logStartOffset
+            aborted = try abortedTransactions(from: segments[0].baseOffset, upTo: end)
+        } catch {
+            switch error {
+            case .storage(let error): throw error
+            case .offsetOutOfRange, .wouldBlock: throw .offline(topicPartition, detail: "\(error)")
+            }
+        }
         compactionIsUnderWay = true
         return CompactionPlan(
             directory: directory, checkpoint: checkpoint, folder: folder, partition: topicPartition, sources: sources,
             dirtyStart: min(compactedEnd, sources.last?.endOffset ?? compactedEnd), logStart: logStartOffset,
             now: now, deleteRetention: configuration.deleteRetentionMilliseconds,
             indexInterval: configuration.indexIntervalBytes, keyLimit: keyLimit,
-            producerLastOffsets: producers.lastOffsets)
+            producerLastOffsets: producers.lastOffsets, producerMarkerEpochs: producers.markerEpochs,
+            aborted: aborted)
     }
 
     /// The pass failed or is not wanted any more; its files go away at the next start.
@@ -349,6 +457,10 @@ extension PartitionLog {
     package func installCompaction(_ result: CompactionResult<D>, now: Timestamp) throws(StorageError) {
         precondition(compactionIsUnderWay, "installCompaction without planCompaction")
         compactionIsUnderWay = false
+        if !result.emptiedMarkers.isEmpty {
+            try dropAborted(result.emptiedMarkers)
+            unflushedNames = dirty.markDirectory(folder)
+        }
         do {
             for rewritten in result.rewritten {
                 guard
@@ -367,6 +479,22 @@ extension PartitionLog {
         if !result.rewritten.isEmpty { unflushedNames = dirty.markDirectory(folder) }
     }
 
+    /// Takes entries out of the transaction index, so that a crash leaves each file as it was or as it will be.
+    private func dropAborted(_ markers: Set<Int64>) throws(StorageError) {
+        for segment in segments.dropLast() {
+            do throws(DiskError) {
+                let (entries, isWhole) = try segment.loadAborted()
+                let kept = entries.filter { !markers.contains($0.lastOffset.rawValue) }
+                guard isWhole, kept.count < entries.count else { continue }
+                if let file = segment.openTransactionIndex { dirty.forget(file) }
+                segment.adoptAborted(kept)
+                dirty.markReplacement(segment.path(LogFileName.transactionIndex), TransactionIndexFile.encode(kept))
+            } catch {
+                throw directory.record(error)
+            }
+        }
+    }
+
     private func replace(
         at index: Int, with rewritten: CompactionResult<D>.Rewritten, now: Timestamp
     ) throws(DiskError) {
@@ -377,12 +505,15 @@ extension PartitionLog {
         // Index files first: a stale one is found out by the first search, a missing one is made anew.
         try disk.removeIfPresent(old.path(LogFileName.offsetIndex))
         try disk.removeIfPresent(old.path(LogFileName.timeIndex))
+        let aborted = try old.loadAborted()
         old.releaseFiles()
         if rewritten.size == 0, index > 0 {
             // Everything in it is superseded. The first segment stays, empty: its name is the log's start.
             segments.remove(at: index)
             segments[index - 1].endOffset = old.endOffset
             try disk.removeIfPresent(rewritten.cleanedPath)
+            dirty.forgetReplacement(old.path(LogFileName.transactionIndex))
+            try disk.removeIfPresent(old.path(LogFileName.transactionIndex))
             try disk.rename(
                 old.path(LogFileName.log), to: old.path(LogFileName.log) + LogFileName.deletedSuffix)
             deletions.append(
@@ -398,6 +529,7 @@ extension PartitionLog {
         segment.firstAppend = old.firstAppend
         segment.isSealed = true
         segment.adopt(rewritten.indexes, maximum: rewritten.maximum)
+        if aborted.isWhole { segment.adoptAborted(aborted.entries) }
         segments[index] = segment
         completeIndexes(of: segment)
     }

@@ -142,6 +142,14 @@ struct DirtySet<D: Disk> {
         }
     }
 
+    /// Drops a small file that is not to be written any more because it is deleted.
+    mutating func forgetReplacement(_ path: String) {
+        items.removeAll {
+            if case .replace(let known, _) = $0.item { return known == path }
+            return false
+        }
+    }
+
     mutating func take(_ directory: LogDirectory<D>, endOffset: Offset) -> FlushWork<D> {
         // Files before the directories that name them; the order among files is the order of writing.
         var steps: [FlushWork<D>.Step] = []

@@ -333,6 +333,7 @@ package final class LogDirectory<D: Disk>: Sendable {
                     checkpoint.logStartIsDurable(start)
                 }
                 try replace(OffsetCheckpoint.recoveryPoint, OffsetCheckpoint.encode(recovery), &written)
+                for (checkpoint, point) in zip(checkpoints, recovery) { checkpoint.recoveryPointIsDurable(point.1) }
                 try replace(OffsetCheckpoint.highWatermark, OffsetCheckpoint.encode(marks), &written)
                 if !compacted.isEmpty || written[OffsetCheckpoint.compactedEnd] != nil {
                     try replace(OffsetCheckpoint.compactedEnd, OffsetCheckpoint.encode(compacted), &written)

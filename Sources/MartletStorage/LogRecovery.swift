@@ -54,6 +54,7 @@ extension PartitionLog {
 
     private func load(expected: UniversalID?, now: Timestamp) throws {
         let wasClean = checkpoint.isClean
+        let recoveryPoint = checkpoint.recoveryPoint
         checkpoint.setClean(false)
         let names: [String]
         do {
@@ -92,11 +93,21 @@ extension PartitionLog {
 
         var isWhole = false
         if wasClean { isWhole = try openTail(now: now) }
-        if !isWhole { try recover(now: now, storedEpochs: storedEpochs) }
+        var checked = Checked(raisesRecoveryPoint: false, foundMarkers: false)
+        if !isWhole { checked = try recover(now: now, storedEpochs: storedEpochs) }
         leaderEpochs.truncate(toEnd: logEndOffset)
         if logStartOffset > logEndOffset { setEnds(logStartOffset, flushed: logStartOffset) }
-        try loadProducers(present, now: now)
+        try loadProducers(present, indexedEnd: checked.foundMarkers ? recoveryPoint : logEndOffset, now: now)
         if leaderEpochs != storedEpochs, damage == nil { markEpochsDirty() }
+        if checked.raisesRecoveryPoint, unflushedAborted == nil { checkpoint.setRecoveryPoint(logEndOffset) }
+    }
+
+    /// What a check of the log found that what follows must know.
+    private struct Checked {
+        /// Everything that is left is durable; false where the log is damaged.
+        var raisesRecoveryPoint: Bool
+        /// There are transaction markers past the recovery point, whose index entries may be lost.
+        var foundMarkers: Bool
     }
 
     private func isOfAnotherTopic(_ expected: UniversalID?) throws -> Bool {
@@ -243,8 +254,10 @@ extension PartitionLog {
     // MARK: After a crash
 
     /// Checks every batch past the recovery point. See ``TailVerdict`` for what follows from what it finds.
-    private func recover(now: Timestamp, storedEpochs: LeaderEpochCache) throws {
+    private func recover(now: Timestamp, storedEpochs: LeaderEpochCache) throws -> Checked {
         recovery.wasChecked = true
+        var foundMarkers = false
+        var checked: Checked { Checked(raisesRecoveryPoint: false, foundMarkers: foundMarkers) }
         let recoveryPoint = checkpoint.recoveryPoint
         let firstIndex = segments.lastIndex { $0.baseOffset <= recoveryPoint } ?? 0
         var changed = false
@@ -255,7 +268,9 @@ extension PartitionLog {
             let isGap = index > firstIndex && segment.baseOffset > end && segment.baseOffset > checkpoint.compactedEnd
             if isGap || (index > firstIndex && segment.baseOffset < end) {
                 // The segment before ended early or late, and this one has its own bytes.
-                if try judge(segmentIndex: index, position: 0, end: end, recoveryPoint: recoveryPoint) { return }
+                if try judge(segmentIndex: index, position: 0, end: end, recoveryPoint: recoveryPoint) {
+                    return checked
+                }
                 changed = true
                 break
             }
@@ -283,6 +298,7 @@ extension PartitionLog {
                             try BatchChecksum.matches(
                                 header, at: position, in: segment.openFile, end: fileSize)
                         else { return false }
+                        if header.isControl { foundMarkers = true }
                     }
                     let epoch = LeaderEpoch(header.partitionLeaderEpoch)
                     if epoch.rawValue >= 0 { leaderEpochs.assign(epoch, startOffset: Offset(header.baseOffset)) }
@@ -293,7 +309,7 @@ extension PartitionLog {
             if reached < fileSize {
                 changed = true
                 if try judge(segmentIndex: index, position: reached, end: end, recoveryPoint: recoveryPoint) {
-                    return
+                    return checked
                 }
                 break
             }
@@ -306,7 +322,7 @@ extension PartitionLog {
             _ = try judge(
                 segmentIndex: segments.count - 1, position: segments.last?.size ?? 0, end: end,
                 recoveryPoint: recoveryPoint)
-            return
+            return checked
         }
         setEnds(end, flushed: recoveryPoint)
         // The run that crashed may have reserved blocks ahead.
@@ -316,7 +332,7 @@ extension PartitionLog {
         // Small files that there is no room for are found again by the next recovery.
         let isComplete = changed || !dirty.isClean ? try makeDurable() : true
         flushedEndOffset = end
-        if isComplete { checkpoint.setRecoveryPoint(end) }
+        return Checked(raisesRecoveryPoint: isComplete, foundMarkers: foundMarkers)
     }
 
     /// What survived counts only when it is on the disk: the crash may have been the process's alone, and
@@ -506,7 +522,9 @@ extension PartitionLog {
     // MARK: Producers
 
     /// Newest undamaged snapshot at or before the log end, then the batches behind it.
-    private func loadProducers(_ names: [String], now: Timestamp) throws {
+    ///
+    /// - Parameter indexedEnd: the transaction index is complete for markers before this.
+    private func loadProducers(_ names: [String], indexedEnd: Offset, now: Timestamp) throws {
         var offsets: [Int64] = []
         for name in names {
             if let (offset, kind) = LogFileName.parse(name), kind == LogFileName.producerSnapshot {
@@ -521,19 +539,21 @@ extension PartitionLog {
             offsets.removeLast()
         }
         snapshotOffsets = offsets
-        try rebuildProducers(now: now)
+        try rebuildProducers(indexedEnd: indexedEnd, now: now)
     }
 
     /// After a cut: state as of the new end.
     func reloadProducers() throws {
         let newest = producers.entries.values.map(\.lastAppend).max()
         producers = ProducerStateTable()
-        try rebuildProducers(now: newest ?? Timestamp(milliseconds: 0))
+        try rebuildProducers(indexedEnd: logEndOffset, now: newest ?? Timestamp(milliseconds: 0))
     }
 
-    private func rebuildProducers(now: Timestamp) throws {
+    /// From a snapshot that is not behind `indexedEnd` on the walk sees every marker whose entry in the transaction
+    /// index may be missing, together with the state in which its transaction began.
+    private func rebuildProducers(indexedEnd: Offset, now: Timestamp) throws {
         var start = logStartOffset
-        for offset in snapshotOffsets.reversed() {
+        for offset in snapshotOffsets.reversed() where offset <= indexedEnd.rawValue {
             let path = folder + "/" + LogFileName.make(offset, LogFileName.producerSnapshot)
             if let bytes = try disk.readAll(path, limit: 256 << 20), let table = ProducerStateTable(decoding: bytes) {
                 producers = table
@@ -544,21 +564,31 @@ extension PartitionLog {
         let rebuildEpochs = leaderEpochs.entries.isEmpty
         if rebuildEpochs { start = min(start, segments.first?.baseOffset ?? start) }
         let snapshotEnd = start
-        try walkHeaders(from: start) { header in
+        var aborted: [AbortedTransaction] = []
+        try walkBatches(from: start) { header, marker in
             if rebuildEpochs, header.partitionLeaderEpoch >= 0 {
                 leaderEpochs.assign(
                     LeaderEpoch(header.partitionLeaderEpoch), startOffset: Offset(header.baseOffset))
             }
-            if header.hasProducerID, header.lastOffset >= snapshotEnd.rawValue {
-                producers.apply(header, now: now)
+            if header.lastOffset >= snapshotEnd.rawValue,
+                let entry = producers.follow(header, marker: marker, now: now)?.aborted
+            {
+                aborted.append(entry)
             }
+        }
+        if let active = segments.last, indexedEnd == logEndOffset, try !active.loadAborted().isWhole {
+            try rebuildTransactionIndexes()
+        } else {
+            try replaceAborted(from: snapshotEnd, with: aborted)
         }
         producers.expire(
             now: now, expiration: configuration.producerExpirationMilliseconds, limit: configuration.producerLimit)
     }
 
-    /// Every batch header from the one that holds `start` to the end.
-    func walkHeaders(from start: Offset, _ body: (RecordBatchHeader) -> Void) throws(ReadError) {
+    /// Every batch header from the one that holds `start` to the end, with the marker where the batch is one.
+    func walkBatches(
+        from start: Offset, _ body: (RecordBatchHeader, EndTransactionMarker?) -> Void
+    ) throws(ReadError) {
         for segment in segments where segment.endOffset > start && segment.size > 0 {
             let view: SegmentView<D>
             do { view = try segment.view(end: segment.endOffset) } catch { throw .storage(.file(error)) }
@@ -571,7 +601,19 @@ extension PartitionLog {
                 guard let header = try scanner.header(at: position) else {
                     throw view.damaged(topicPartition, at: start, position: position)
                 }
-                if header.lastOffset >= start.rawValue { body(header) }
+                if header.lastOffset >= start.rawValue {
+                    var marker: EndTransactionMarker?
+                    if header.isControl, header.hasProducerID {
+                        let batch = try view.file.readBytes(
+                            at: position, count: header.totalByteCount, nonBlocking: false)
+                        do throws(RecordBatchError) {
+                            marker = try EndTransactionMarker(batch: batch)
+                        } catch {
+                            throw view.damaged(topicPartition, at: Offset(header.baseOffset), position: position)
+                        }
+                    }
+                    body(header, marker)
+                }
                 position += header.totalByteCount
             }
         }

@@ -51,6 +51,10 @@ package final class PartitionLog<D: Disk> {
     var compactedEnd = Offset.zero
     /// Flush sequence that makes the folder's newest names durable.
     var unflushedNames: UInt64?
+    /// Transactions whose markers the high watermark may not have passed yet, by marker.
+    var uncommittedMarkers: [CompletedTransaction] = []
+    /// Flush sequence that makes the transaction index durable, where it was not written with its markers.
+    var unflushedAborted: UInt64?
     /// Producer snapshots on disk, ascending.
     var snapshotOffsets: [Int64] = []
     package internal(set) var producers = ProducerStateTable()
@@ -83,6 +87,8 @@ package final class PartitionLog<D: Disk> {
         var segmentStart: ByteBuffer?
         var producerID: Int64
         var producerBefore: ProducerEntry?
+        /// Set where this batch is the marker of a transaction with records here.
+        var completed: CompletedTransaction?
         /// Set where this batch began a new leader epoch.
         var epochsBefore: LeaderEpochCache?
         var now: Timestamp
@@ -140,14 +146,16 @@ package final class PartitionLog<D: Disk> {
     ///   - batch: exactly one validated batch whose bytes nobody else reads; kept without a copy.
     ///   - header: the batch's own header, as received.
     ///   - now: wall clock.
+    ///   - checksSequence: false for what the broker itself writes for a producer.
     @_specialize(where D == PosixDisk)
     package func stage(
-        _ batch: inout ByteBuffer, header: RecordBatchHeader, leaderEpoch: LeaderEpoch, now: Timestamp
+        _ batch: inout ByteBuffer, header: RecordBatchHeader, leaderEpoch: LeaderEpoch, now: Timestamp,
+        checksSequence: Bool = true
     ) throws(AppendError) -> AppendOutcome {
         precondition(header.totalByteCount == batch.readableBytes, "stage takes exactly one batch")
         precondition(header.lastOffsetDelta >= 0, "stage takes validated batches")
         try requireAppendable(batch.readableBytes)
-        if case .duplicate(let known) = try producers.check(header) {
+        if case .duplicate(let known) = try producers.check(header, checksSequence: checksSequence) {
             return .duplicate(
                 base: Offset(known.baseOffset), last: Offset(known.lastOffset),
                 timestamp: Timestamp(milliseconds: known.timestamp))
@@ -163,27 +171,33 @@ package final class PartitionLog<D: Disk> {
         }
         RecordBatchPatch.assign(
             baseOffset: header.baseOffset, leaderEpoch: leaderEpoch.rawValue, throughSharedStorageOf: batch)
-        enqueue(batch, header: header, leaderEpoch: leaderEpoch, now: now, coordinatorEpoch: nil)
+        enqueue(batch, header: header, leaderEpoch: leaderEpoch, now: now, marker: nil)
         return .staged(
             base: Offset(header.baseOffset), last: Offset(header.lastOffset), appendTimestamp: appendTimestamp)
     }
 
     /// Takes a batch as its leader wrote it, offsets and epoch included; for followers and for logs whose
     /// writer assigns offsets itself.
-    ///
-    /// - Parameter coordinatorEpoch: of the transaction marker, when the batch is one.
     package func stageReplica(
-        _ batch: ByteBuffer, header: RecordBatchHeader, now: Timestamp, coordinatorEpoch: Int32? = nil
+        _ batch: ByteBuffer, header: RecordBatchHeader, now: Timestamp
     ) throws(AppendError) {
         precondition(header.totalByteCount == batch.readableBytes, "stageReplica takes exactly one batch")
         precondition(header.baseOffset >= logEndOffset.rawValue, "a follower appends at or behind its log end")
         try requireAppendable(batch.readableBytes)
+        var marker: EndTransactionMarker?
+        if header.isControl, header.hasProducerID {
+            do {
+                marker = try EndTransactionMarker(batch: batch)
+            } catch {
+                throw .storage(
+                    .corrupt(topicPartition, offset: Offset(header.baseOffset), detail: "unreadable marker: \(error)"))
+            }
+        }
         enqueue(
-            batch, header: header, leaderEpoch: LeaderEpoch(header.partitionLeaderEpoch), now: now,
-            coordinatorEpoch: coordinatorEpoch)
+            batch, header: header, leaderEpoch: LeaderEpoch(header.partitionLeaderEpoch), now: now, marker: marker)
     }
 
-    private func requireAppendable(_ byteCount: Int) throws(AppendError) {
+    func requireAppendable(_ byteCount: Int) throws(AppendError) {
         do {
             try directory.requireWritable(mayUseReserve: configuration.mayUseReserve)
         } catch {
@@ -195,14 +209,14 @@ package final class PartitionLog<D: Disk> {
         }
     }
 
-    private func enqueue(
+    func enqueue(
         _ batch: ByteBuffer, header: RecordBatchHeader, leaderEpoch: LeaderEpoch, now: Timestamp,
-        coordinatorEpoch: Int32?
+        marker: EndTransactionMarker?
     ) {
         var entry = StagedBatch(
             bytes: batch, baseOffset: header.baseOffset, lastOffset: header.lastOffset,
             maxTimestamp: header.maxTimestamp, segmentStart: nil, producerID: header.producerID,
-            producerBefore: nil, epochsBefore: nil, now: now)
+            producerBefore: nil, completed: nil, epochsBefore: nil, now: now)
         let byteCount = batch.readableBytes
         if needsRoll(byteCount: byteCount, lastOffset: header.lastOffset, now: now) {
             entry.segmentStart = producers.encode()
@@ -214,7 +228,12 @@ package final class PartitionLog<D: Disk> {
             leaderEpochs.assign(leaderEpoch, startOffset: Offset(header.baseOffset))
         }
         if header.hasProducerID {
-            entry.producerBefore = producers.apply(header, now: now, coordinatorEpoch: coordinatorEpoch)
+            entry.producerBefore = producers.apply(header, now: now, marker: marker)
+            if let marker, let first = entry.producerBefore?.transactionFirstOffset {
+                let completed = producers.completed(header, marker: marker, first: first)
+                entry.completed = completed
+                uncommittedMarkers.append(completed)
+            }
             if producers.entries.count > configuration.producerLimit {
                 producers.expire(
                     now: now, expiration: configuration.producerExpirationMilliseconds,
@@ -324,10 +343,12 @@ package final class PartitionLog<D: Disk> {
             segment.noteAppend(
                 lastOffset: entry.lastOffset, maxTimestamp: entry.maxTimestamp, byteCount: byteCount,
                 now: entry.now, indexInterval: configuration.indexIntervalBytes)
+            if let aborted = entry.completed?.aborted { segment.appendAborted(aborted) }
             if entry.epochsBefore != nil { epochsChanged = true }
         }
         if let segment = segments.last, let file = segment.openFile {
             dirty.markFile(file)
+            if segment.hasWaitingAborted { persistAborted(of: segment) }
             if segment.indexes.pendingOffsets.count >= SegmentIndexes.pendingLimit {
                 persistIndexes(of: segment)
                 segment.releaseIndexFiles()
@@ -364,6 +385,7 @@ package final class PartitionLog<D: Disk> {
         }
         staged.removeAll(keepingCapacity: false)
         logEndOffset = writtenEndOffset
+        uncommittedMarkers.removeAll { $0.lastOffset >= logEndOffset.rawValue }
         plannedTail = nil
     }
 
@@ -403,6 +425,7 @@ package final class PartitionLog<D: Disk> {
     private func seal(_ segment: Segment<D>, snapshot: ByteBuffer, at end: Offset) {
         segment.isSealed = true
         completeIndexes(of: segment)
+        if segment.hasWaitingAborted { persistAborted(of: segment) }
         giveBackReservedBlocks(of: segment)
         if let file = segment.openFile { dirty.markFile(file) }
         writeSnapshot(snapshot, at: end)
@@ -503,6 +526,7 @@ package final class PartitionLog<D: Disk> {
         {
             try roll(now: now)
         }
+        for segment in segments where segment.hasWaitingAborted { persistAborted(of: segment) }
         if !producers.entries.isEmpty, staged.isEmpty {
             producers.expire(
                 now: now, expiration: configuration.producerExpirationMilliseconds,
@@ -554,13 +578,14 @@ package final class PartitionLog<D: Disk> {
             return
         }
         dirty.completed(result.sequence, keepingReplacements: result.lacksSmallFiles)
-        if let names = unflushedNames, names <= result.sequence { unflushedNames = nil }
+        if let names = unflushedNames, names <= result.sequence, !result.lacksSmallFiles { unflushedNames = nil }
+        if let aborted = unflushedAborted, aborted <= result.sequence { unflushedAborted = nil }
         // The log may have been cut below the flushed end meanwhile (a follower's truncation).
         let end = min(result.endOffset, writtenEndOffset)
         if end > flushedEndOffset {
             flushedEndOffset = end
             // Without its small files a start must look at the batches again.
-            if !result.lacksSmallFiles { checkpoint.setRecoveryPoint(end) }
+            if !result.lacksSmallFiles, unflushedAborted == nil { checkpoint.setRecoveryPoint(end) }
         }
     }
 
@@ -585,6 +610,7 @@ package final class PartitionLog<D: Disk> {
         if let active = segments.last, damage == nil {
             active.isSealed = true
             completeIndexes(of: active)
+            for segment in segments where segment.hasWaitingAborted { persistAborted(of: segment) }
             giveBackReservedBlocks(of: active)
             if snapshotOffsets.last != logEndOffset.rawValue || !dirty.isClean {
                 writeSnapshot(producers.encode(), at: logEndOffset)
@@ -594,7 +620,8 @@ package final class PartitionLog<D: Disk> {
             flushCompleted(work.run())
             try directory.requireAlive()
         }
-        if damage == nil { checkpoint.setClean(true) }
+        // Without the transaction index the next start must look at the batches again.
+        if damage == nil, unflushedAborted == nil { checkpoint.setClean(true) }
     }
 }
 

@@ -41,6 +41,12 @@ package struct ProducerEntry: Equatable, Sendable {
     }
 }
 
+/// A transaction without its marker yet.
+package struct OpenTransaction: Equatable, Sendable {
+    package var firstOffset: Int64
+    package var producerID: Int64
+}
+
 /// The producers of one partition: accepts each sequence number once, in order.
 ///
 /// Bounded by ``LogConfiguration/producerLimit``. Deterministic: eviction and encoding go by time, then id.
@@ -51,17 +57,26 @@ package struct ProducerStateTable: Sendable {
     }
 
     package private(set) var entries: [Int64: ProducerEntry] = [:]
+    /// By first offset. Follows from `entries`; kept because the oldest one bounds every read_committed fetch.
+    package private(set) var openTransactions: [OpenTransaction] = []
 
     package init() {}
 
     /// Judges a batch that is to be appended by its producer; changes nothing.
-    package func check(_ header: RecordBatchHeader) throws(AppendError) -> Check {
+    ///
+    /// - Parameter checksSequence: false for what the broker itself writes for a producer (offsets that are part of
+    ///   a transaction), which has no sequence of its own.
+    package func check(_ header: RecordBatchHeader, checksSequence: Bool = true) throws(AppendError) -> Check {
         guard header.hasProducerID, let entry = entries[header.producerID] else { return .accepted }
         let producer = ProducerID(header.producerID)
         guard header.producerEpoch >= entry.epoch else {
             throw .invalidProducerEpoch(producer, current: entry.epoch, found: header.producerEpoch)
         }
         if header.isControl { return .accepted }
+        guard header.isTransactional || entry.transactionFirstOffset == nil else {
+            throw .outsideTransaction(producer)
+        }
+        guard checksSequence else { return .accepted }
         if header.producerEpoch > entry.epoch {
             guard header.baseSequence == 0 else {
                 throw .outOfOrderSequence(producer, expected: 0, found: header.baseSequence)
@@ -82,7 +97,7 @@ package struct ProducerStateTable: Sendable {
     /// Records an appended batch with its final offsets. Returns what was known before, for ``restore(_:of:)``.
     @discardableResult
     package mutating func apply(
-        _ header: RecordBatchHeader, now: Timestamp, coordinatorEpoch: Int32? = nil
+        _ header: RecordBatchHeader, now: Timestamp, marker: EndTransactionMarker? = nil
     ) -> ProducerEntry? {
         let before = entries[header.producerID]
         var entry = before ?? ProducerEntry(epoch: header.producerEpoch, lastAppend: now)
@@ -92,9 +107,12 @@ package struct ProducerStateTable: Sendable {
         }
         entry.lastAppend = max(entry.lastAppend, now)
         if header.isControl {
-            // A marker ends the transaction; only batches with records have sequences.
-            if let coordinatorEpoch { entry.coordinatorEpoch = max(entry.coordinatorEpoch, coordinatorEpoch) }
-            entry.transactionFirstOffset = nil
+            // A marker ends the transaction; only batches with records have sequences. One that compaction has
+            // emptied only keeps the epoch.
+            if let marker {
+                entry.coordinatorEpoch = max(entry.coordinatorEpoch, marker.coordinatorEpoch)
+                entry.transactionFirstOffset = nil
+            }
         } else {
             if entry.batches.count == ProducerEntry.batchLimit { entry.batches.removeFirst() }
             entry.batches.append(
@@ -106,13 +124,29 @@ package struct ProducerStateTable: Sendable {
                 entry.transactionFirstOffset = Offset(header.baseOffset)
             }
         }
-        entries[header.producerID] = entry
+        set(entry, of: header.producerID, before: before)
         return before
     }
 
     /// Takes an append back.
     mutating func restore(_ entry: ProducerEntry?, of producerID: Int64) {
+        set(entry, of: producerID, before: entries[producerID])
+    }
+
+    private mutating func set(_ entry: ProducerEntry?, of producerID: Int64, before: ProducerEntry?) {
         entries[producerID] = entry
+        let (old, new) = (before?.transactionFirstOffset, entry?.transactionFirstOffset)
+        guard old != new else { return }
+        if let old {
+            openTransactions.removeAll { $0.firstOffset == old.rawValue && $0.producerID == producerID }
+        }
+        if let new {
+            // At the end unless an append is taken back.
+            var index = openTransactions.count
+            while index > 0, openTransactions[index - 1].firstOffset > new.rawValue { index -= 1 }
+            openTransactions.insert(
+                OpenTransaction(firstOffset: new.rawValue, producerID: producerID), at: index)
+        }
     }
 
     /// Forgets producers that were silent for `expiration` milliseconds and have no open transaction, and
@@ -134,12 +168,16 @@ package struct ProducerStateTable: Sendable {
     }
 
     /// First offset of the oldest open transaction: the last stable offset cannot be beyond it.
-    package var firstOpenTransactionOffset: Offset? {
-        entries.values.lazy.compactMap(\.transactionFirstOffset).min()
-    }
+    package var firstOpenTransactionOffset: Offset? { openTransactions.first.map { Offset($0.firstOffset) } }
 
     /// Last offset each producer wrote: compaction must keep those batches' headers.
     package var lastOffsets: [Int64: Int64] { entries.compactMapValues { $0.batches.last?.lastOffset } }
+
+    /// Epochs of producers that have written nothing since their last marker, which alone shows the epoch:
+    /// compaction must keep that batch's header.
+    package var markerEpochs: [Int64: Int16] {
+        entries.filter { $0.value.batches.isEmpty }.mapValues(\.epoch)
+    }
 }
 
 // The file; Protocol/Formats/producer-snapshot.md.
@@ -212,7 +250,7 @@ extension ProducerStateTable {
                         lastSequence: lastSequence, lastOffset: lastOffset, offsetDelta: delta, timestamp: timestamp)
                 ]
             }
-            entries[id] = entry
+            set(entry, of: id, before: entries[id])
         }
         guard buffer.readableBytes > 0 else { return }
         guard buffer.readInteger(as: UInt32.self) == Self.earlierMark,

@@ -120,8 +120,12 @@ extension PartitionLog {
                 if let file = segment.openFile { dirty.forget(file) }
                 if let file = segment.openOffsetIndex { dirty.forget(file) }
                 if let file = segment.openTimeIndex { dirty.forget(file) }
+                if let file = segment.openTransactionIndex { dirty.forget(file) }
+                dirty.forgetReplacement(segment.path(LogFileName.transactionIndex))
                 segment.releaseFiles()
-                for kind in [LogFileName.log, LogFileName.offsetIndex, LogFileName.timeIndex] {
+                for kind in [
+                    LogFileName.log, LogFileName.offsetIndex, LogFileName.timeIndex, LogFileName.transactionIndex,
+                ] {
                     let path = segment.path(kind)
                     do throws(DiskError) {
                         try disk.rename(path, to: path + LogFileName.deletedSuffix)
@@ -142,11 +146,15 @@ extension PartitionLog {
                 due: now.advanced(byMilliseconds: configuration.fileDeleteDelayMilliseconds)))
     }
 
-    /// Keeps the newest two snapshots: an older one serves only a log that was cut far back, which can
-    /// walk its batches instead.
+    /// Keeps the newest two snapshots, and those from the recovery point of the checkpoint file on, from which a
+    /// start after a crash walks. An older one serves only a log that was cut far back, which can walk its batches
+    /// instead.
     func removeOldSnapshots(now: Timestamp) {
         guard snapshotOffsets.count > Self.snapshotLimit else { return }
-        let old = snapshotOffsets.dropLast(Self.snapshotLimit)
+        let recoveryPoint = checkpoint.durableRecoveryPoint.rawValue
+        let needed = snapshotOffsets.count { $0 > recoveryPoint } + 1
+        let old = snapshotOffsets.dropLast(min(max(Self.snapshotLimit, needed), Self.snapshotCeiling))
+        guard !old.isEmpty else { return }
         deletions.append(
             PendingDeletion(
                 paths: old.map { folder + "/" + LogFileName.make($0, LogFileName.producerSnapshot) }, due: now))
@@ -154,6 +162,8 @@ extension PartitionLog {
     }
 
     private static var snapshotLimit: Int { 2 }
+    /// Beyond this many the checkpoint files have not been written for so long that something else is wrong.
+    private static var snapshotCeiling: Int { 64 }
 
     /// Files whose time has come, as work for a thread that may wait; nil when there are none.
     package func purgeDeleted(now: Timestamp) -> FileRemoval<D>? {
@@ -214,6 +224,7 @@ extension PartitionLog {
             throw .offline(topicPartition, detail: "\(error)")
         }
         snapshotOffsets.removeAll { $0 > cutEnd.rawValue }
+        uncommittedMarkers.removeAll { $0.lastOffset >= cutEnd.rawValue }
         recent.removeAll()
         leaderEpochs.truncate(toEnd: cutEnd)
         markEpochsDirty()

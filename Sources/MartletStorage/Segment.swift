@@ -30,6 +30,11 @@ final class Segment<D: Disk> {
     private(set) var openFile: SegmentFile<D>?
     private(set) var openOffsetIndex: SegmentFile<D>?
     private(set) var openTimeIndex: SegmentFile<D>?
+    private(set) var openTransactionIndex: SegmentFile<D>?
+    /// Aborted transactions whose markers lie in this segment, when ``abortedAreLoaded``.
+    private(set) var aborted: [AbortedTransaction] = []
+    private var abortedAreLoaded: Bool
+    private var persistedAbortedCount = 0
 
     /// A segment that exists on disk.
     init(disk: D, folder: String, baseOffset: Offset, size: Int, lastAppend: Timestamp) {
@@ -41,6 +46,7 @@ final class Segment<D: Disk> {
         self.lastAppend = lastAppend
         self.indexesAreLoaded = false
         self.timesAreLoaded = false
+        self.abortedAreLoaded = false
     }
 
     /// A new, empty segment.
@@ -53,12 +59,13 @@ final class Segment<D: Disk> {
         self.lastAppend = now
         self.indexesAreLoaded = true
         self.timesAreLoaded = true
+        self.abortedAreLoaded = true
         let path = folder + "/" + LogFileName.make(baseOffset.rawValue, LogFileName.log)
         // A file of that name can only be a rest that recovery found empty or cut to nothing.
         let file = try disk.open(path, .create)
         do {
             try file.truncate(to: 0)
-            for kind in [LogFileName.offsetIndex, LogFileName.timeIndex] {
+            for kind in [LogFileName.offsetIndex, LogFileName.timeIndex, LogFileName.transactionIndex] {
                 try disk.removeIfPresent(folder + "/" + LogFileName.make(baseOffset.rawValue, kind))
             }
         } catch {
@@ -87,6 +94,86 @@ final class Segment<D: Disk> {
     func releaseIndexFiles() {
         openOffsetIndex = nil
         openTimeIndex = nil
+        if !hasWaitingAborted { openTransactionIndex = nil }
+        // Of a closed segment they can be had again.
+        if isSealed, abortedAreLoaded, !hasWaitingAborted, !aborted.isEmpty {
+            aborted = []
+            abortedAreLoaded = false
+            persistedAbortedCount = 0
+        }
+    }
+
+    // MARK: Aborted transactions
+
+    var hasWaitingAborted: Bool { abortedAreLoaded && aborted.count > persistedAbortedCount }
+
+    /// Reads the transaction index; `isWhole` is false when the file holds something else behind its entries.
+    func loadAborted() throws(DiskError) -> (entries: [AbortedTransaction], isWhole: Bool) {
+        if abortedAreLoaded { return (aborted, true) }
+        guard let bytes = try disk.readAll(path(LogFileName.transactionIndex), limit: Int(Int32.max)) else {
+            aborted = []
+            abortedAreLoaded = true
+            return ([], true)
+        }
+        let (entries, isWhole) = TransactionIndexFile.decode(bytes, base: baseOffset)
+        guard isWhole else { return (entries, false) }
+        aborted = entries
+        persistedAbortedCount = entries.count
+        abortedAreLoaded = true
+        return (entries, true)
+    }
+
+    /// Takes an entry; ``persistAborted()`` writes it.
+    func appendAborted(_ entry: AbortedTransaction) {
+        precondition(abortedAreLoaded, "the active segment's transaction index is read when the log is opened")
+        aborted.append(entry)
+    }
+
+    /// Entries that are in the file, or will be before anything depends on it.
+    func adoptAborted(_ entries: [AbortedTransaction]) {
+        openTransactionIndex = nil
+        aborted = entries
+        persistedAbortedCount = entries.count
+        abortedAreLoaded = true
+    }
+
+    /// Writes waiting entries to the file. On a failure they keep waiting.
+    func persistAborted() throws(DiskError) -> (file: SegmentFile<D>, isNew: Bool)? {
+        guard hasWaitingAborted else { return nil }
+        let file = try transactionIndexFile()
+        try file.file.write(
+            [TransactionIndexFile.encode(aborted[persistedAbortedCount...])],
+            at: persistedAbortedCount * AbortedTransaction.byteCount)
+        let isNew = persistedAbortedCount == 0
+        persistedAbortedCount = aborted.count
+        return (file, isNew)
+    }
+
+    /// Puts `entries` in the place of what the file holds and flushes it. False when that is what it held.
+    func replaceAborted(_ entries: [AbortedTransaction]) throws(DiskError) -> Bool {
+        let path = path(LogFileName.transactionIndex)
+        let held = try disk.readAll(path, limit: Int(Int32.max))
+        let wanted = TransactionIndexFile.encode(entries)
+        aborted = entries
+        abortedAreLoaded = true
+        persistedAbortedCount = entries.count
+        if held == wanted || (held == nil && entries.isEmpty) { return false }
+        // On a failure all of them wait to be written.
+        persistedAbortedCount = 0
+        let file = try transactionIndexFile()
+        try file.file.truncate(to: 0)
+        try file.file.write([wanted], at: 0)
+        try file.file.sync()
+        persistedAbortedCount = entries.count
+        return true
+    }
+
+    private func transactionIndexFile() throws(DiskError) -> SegmentFile<D> {
+        if let openTransactionIndex { return openTransactionIndex }
+        let path = path(LogFileName.transactionIndex)
+        let file = SegmentFile<D>(try disk.open(path, .create), path: path)
+        openTransactionIndex = file
+        return file
     }
 
     /// Takes over indexes that a compaction has made.

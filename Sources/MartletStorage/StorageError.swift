@@ -50,6 +50,10 @@ package enum AppendError: Error, Equatable, Sendable, CustomStringConvertible {
     case outOfOrderSequence(ProducerID, expected: Int32, found: Int32)
     /// INVALID_PRODUCER_EPOCH: a newer instance of the producer has written since.
     case invalidProducerEpoch(ProducerID, current: Int16, found: Int16)
+    /// INVALID_TXN_STATE: a batch outside of transactions while its producer has one open here.
+    case outsideTransaction(ProducerID)
+    /// TRANSACTION_COORDINATOR_FENCED: a marker of a coordinator that has been replaced.
+    case coordinatorFenced(ProducerID, current: Int32, found: Int32)
     /// The batch can never fit: RECORD_LIST_TOO_LARGE.
     case batchTooLarge(bytes: Int, limit: Int)
     case storage(StorageError)
@@ -58,6 +62,8 @@ package enum AppendError: Error, Equatable, Sendable, CustomStringConvertible {
         switch self {
         case .outOfOrderSequence: .outOfOrderSequenceNumber
         case .invalidProducerEpoch: .invalidProducerEpoch
+        case .outsideTransaction: .invalidTxnState
+        case .coordinatorFenced: .transactionCoordinatorFenced
         case .batchTooLarge: .recordListTooLarge
         case .storage(let error): error.errorCode
         }
@@ -69,6 +75,10 @@ package enum AppendError: Error, Equatable, Sendable, CustomStringConvertible {
             "producer \(producer) sent sequence \(found), expected \(expected): a batch is missing"
         case .invalidProducerEpoch(let producer, let current, let found):
             "producer \(producer) has epoch \(found), but \(current) has written already: this instance is fenced"
+        case .outsideTransaction(let producer):
+            "producer \(producer) has an open transaction here, but the batch is not part of one"
+        case .coordinatorFenced(let producer, let current, let found):
+            "marker for producer \(producer) is from coordinator epoch \(found), but \(current) has written already"
         case .batchTooLarge(let bytes, let limit): "batch of \(bytes) bytes exceeds segment.bytes \(limit)"
         case .storage(let error): error.description
         }

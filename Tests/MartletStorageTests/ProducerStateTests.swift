@@ -131,7 +131,8 @@ import Testing
         #expect(table.entries[1] != nil && table.entries[59] != nil && table.entries[3] == nil)
         var marker = header(1, epoch: 0, sequence: -1)
         marker.attributes = 0x30
-        table.apply(marker, now: Timestamp(milliseconds: 1100), coordinatorEpoch: 4)
+        table.apply(
+            marker, now: Timestamp(milliseconds: 1100), marker: EndTransactionMarker(commits: true, coordinatorEpoch: 4))
         #expect(table.entries[1]?.transactionFirstOffset == nil)
         #expect(table.entries[1]?.coordinatorEpoch == 4)
     }
