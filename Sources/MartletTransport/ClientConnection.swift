@@ -104,8 +104,6 @@ package final class ClientConnection: ChannelInboundHandler {
     package var isOpen: Bool { failure == nil }
     /// Requests without an answer yet.
     package var inFlightCount: Int { pending.count }
-    /// Whether the socket takes more bytes; senders of bulk data wait while it does not.
-    package var isWritable: Bool { channel?.isWritable ?? false }
 
     /// The newest version that both sides know, at most `limit`; `nil` if there is none.
     package func version<Request: KafkaRequest>(
@@ -155,20 +153,34 @@ package final class ClientConnection: ChannelInboundHandler {
         }
     }
 
-    /// Sends a request that the broker never answers (Produce with acks=0).
+    /// Sends a request that the broker never answers (Produce with acks=0). `completion` runs once the system has
+    /// taken the bytes, so that the caller cannot pile up what the peer does not read.
     package func sendUnanswered<Request: KafkaRequest>(
-        _ request: Request, version: Int16
-    ) -> ClientConnectionError? {
-        if let failure { return failure }
-        do {
-            let frame = try request.frame(
-                version: version, correlationID: nextCorrelationID, clientID: settings.clientID)
-            nextCorrelationID &+= 1
-            channel?.writeAndFlush(frame, promise: nil)
-            return nil
-        } catch {
-            return .encode(Request.apiKey, error)
+        _ request: Request, version: Int16, timeout: TimeAmount,
+        completion: @escaping (Result<Void, ClientConnectionError>) -> Void
+    ) {
+        if let failure {
+            completion(.failure(failure))
+            return
         }
+        let frame: ByteBuffer
+        do {
+            frame = try request.frame(
+                version: version, correlationID: nextCorrelationID, clientID: settings.clientID)
+        } catch {
+            completion(.failure(.encode(Request.apiKey, error)))
+            return
+        }
+        nextCorrelationID &+= 1
+        let written = loop.makePromise(of: Void.self)
+        let late = loop.assumeIsolated().scheduleTask(in: timeout) {
+            self.end(.timedOut(api: Request.apiKey, milliseconds: timeout.nanoseconds / 1_000_000))
+        }
+        written.futureResult.assumeIsolated().whenComplete { result in
+            late.cancel()
+            completion(result.mapError { self.failure ?? .connectionLost(cause: $0) })
+        }
+        if let channel { channel.writeAndFlush(frame, promise: written) } else { written.fail(ChannelError.ioOnClosedChannel) }
     }
 
     /// Sends a frame encoded with ``nextCorrelation``; the answer comes back with its header unread.

@@ -20,6 +20,8 @@ final class FakeBroker: Sendable {
         case close
         /// Never answers.
         case silence
+        /// Reads nothing more from the connection.
+        case deafness
         /// Another reaction, once something has come about; the connection waits for it.
         indirect case hold(until: @Sendable () -> Bool, then: Reaction)
         /// These bytes instead of an answer, length prefix included.
@@ -631,6 +633,9 @@ private final class FakeConnection: ChannelInboundHandler {
             context.close(promise: nil)
         case .silence:
             isWaiting = true
+        case .deafness:
+            isWaiting = true
+            try context.channel.syncOptions?.setOption(.autoRead, value: false)
         case .bytes(let bytes):
             context.writeAndFlush(wrapOutboundOut(bytes), promise: nil)
         case .answer(let make):

@@ -2,6 +2,7 @@ import MartletKafkaProtocol
 import MartletLogModel
 import MartletRecordBatch
 import NIOCore
+import NIOPosix
 import Testing
 
 @testable import MartletClient
@@ -235,6 +236,36 @@ import Testing
             }
             #expect(found.count == 3000 && Set(found) == Set(values))
             try await producer.close()
+        }
+    }
+
+    @Test func `without acknowledgement a broker that does not read holds the caller back`() async throws {
+        try await run({
+            $0.acknowledgement = .none
+            $0.isIdempotent = false
+            $0.bufferBytes = 1 << 20
+            $0.batchBytes = 64 * 1024
+            $0.client.requestTimeout = .seconds(60)
+        }) { broker, producer in
+            broker.next(.produce, .deafness)
+            _ = try await producer.partitions(of: "t")
+            let value = String(repeating: "x", count: 60_000)
+            // Far more than the buffers of both ends of a connection take.
+            var takenCount = 0
+            var refusedCount = 0
+            while takenCount < 1000, refusedCount < 200 {
+                if try producer.tryEnqueue(record(value: value)) {
+                    takenCount += 1
+                    refusedCount = 0
+                } else {
+                    refusedCount += 1
+                    try await MultiThreadedEventLoopGroup.singleton.next().pause(.milliseconds(5))
+                }
+            }
+            #expect(takenCount < 1000)
+            broker.dropConnections()
+            try await producer.close()
+            #expect(producer.statistics.failedRecordCount == 0)
         }
     }
 

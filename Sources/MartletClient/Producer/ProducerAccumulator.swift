@@ -308,11 +308,6 @@ final class ProducerAccumulator: Sendable {
         state.withLock { _ in queue.ready.isEmpty && queue.open == nil }
     }
 
-    /// Age of the oldest batch of a queue.
-    func oldest(of queue: PartitionQueue) -> NIODeadline? {
-        state.withLock { _ in queue.ready.first?.createdAt ?? queue.open?.createdAt }
-    }
-
     /// Takes the oldest batch away, whatever its state, if it was made before `time`.
     func takeExpired(from queue: PartitionQueue, before time: NIODeadline) -> PendingBatch? {
         state.withLock { _ in

@@ -281,22 +281,23 @@ final class ProducerSender: @unchecked Sendable {
             $0.sentBatchBytes += byteCount
             $0.retryCount += retryCount
         }
+        let timeout = TimeAmount(configuration.client.requestTimeout)
+        broker.inFlightCount += 1
         if configuration.acknowledgement == .none {
-            let problem = connection.sendUnanswered(request, version: version)
-            for batch in sending {
-                landed(batch)
-                if let problem {
-                    retry(batch, .connection(problem, peer: address(leader)))
-                } else {
-                    finish(batch, .success((offset: nil, timestamp: nil)))
+            connection.sendUnanswered(request, version: version, timeout: timeout) { result in
+                broker.inFlightCount -= 1
+                for batch in sending {
+                    self.landed(batch)
+                    switch result {
+                    case .success: self.finish(batch, .success((offset: nil, timestamp: nil)))
+                    case .failure(let error): self.retry(batch, .connection(error, peer: self.address(leader)))
+                    }
                 }
+                self.loop.assumeIsolated().execute { self.pump() }
             }
             return
         }
-        broker.inFlightCount += 1
-        connection.send(
-            request, version: version, timeout: TimeAmount(configuration.client.requestTimeout)
-        ) { result in
+        connection.send(request, version: version, timeout: timeout) { result in
             broker.inFlightCount -= 1
             for batch in sending { self.landed(batch) }
             switch result {
@@ -465,6 +466,10 @@ final class ProducerSender: @unchecked Sendable {
         queue.lastError = error
         queue.isReplaying = false
         batch.retryCount += 1
+        if engine.isClosed {
+            finish(batch, .failure(.closed("producer")))
+            return
+        }
         let age = NIODeadline.now() - batch.createdAt
         if batch.retryCount > configuration.retryLimit {
             finish(batch, .failure(error))
