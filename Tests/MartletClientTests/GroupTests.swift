@@ -131,11 +131,22 @@ import Testing
         }) { broker, consumer in
             try await join(consumer)
             let partition = TopicPartition("t", 0)
-            broker.next(.joinGroup, .hold(until: { broker.committed[partition] == 4 }, then: .usual))
+            broker.next(.joinGroup, .hold(until: { broker.committed[partition] != nil }, then: .usual))
             broker.next(.heartbeat, heartbeatError(.rebalanceInProgress))
             try await until { broker.count(.joinGroup) == 3 }
             try await consumer.commit([partition: CommittedOffset(Offset(4))])
             #expect(broker.committed[partition] == 4)
+        }
+    }
+
+    @Test func `leaving does not wait for a join under way`() async throws {
+        try await run({ $0.assignmentStrategies = [.cooperativeSticky] }) { broker, consumer in
+            try await join(consumer)
+            broker.next(.joinGroup, .hold(until: { broker.count(.leaveGroup) == 1 }, then: .usual))
+            broker.next(.heartbeat, heartbeatError(.rebalanceInProgress))
+            try await until { broker.count(.joinGroup) == 3 }
+            try await consumer.close()
+            #expect(broker.count(.leaveGroup) == 1)
         }
     }
 

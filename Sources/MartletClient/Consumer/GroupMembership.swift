@@ -178,7 +178,7 @@ final class GroupMembership: @unchecked Sendable {
                 return
             }
             self.engine.request(
-                LeaveGroupRequest.self, to: .broker(coordinator), purpose: .group, timeout: Self.leaveLimit
+                LeaveGroupRequest.self, to: .broker(coordinator), timeout: Self.leaveLimit
             ) { version in
                 var request = LeaveGroupRequest()
                 request.groupID = group
