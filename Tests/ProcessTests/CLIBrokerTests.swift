@@ -44,6 +44,16 @@ import Testing
         try cli.ok("broker", "stop", "--state-dir", state)
     }
 
+    @Test(.timeLimit(.minutes(5))) func `a daemon that is stopped the moment it is ready stops in order`() throws {
+        let folder = TemporaryFolder()
+        let daemon = try DaemonProcess(in: folder)
+        for _ in 0..<20 {
+            #expect(try daemon.stop() == 0)
+            try daemon.restart()
+        }
+        #expect(try daemon.stop() == 0)
+    }
+
     @Test(.timeLimit(.minutes(5))) func `a broker that cannot start says why`() throws {
         let folder = TemporaryFolder()
         let cli = CLI("127.0.0.1:1", folder)

@@ -82,10 +82,9 @@ struct Martletd: AsyncParsableCommand {
         } catch {
             try fail("\(error)")
         }
-        say("ready \(broker.address)")
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
-                services: [.init(service: BrokerService(broker: broker))],
+                services: [.init(service: BrokerService(broker: broker) { say("ready \(broker.address)") })],
                 gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
         try await group.run()
     }
@@ -141,8 +140,11 @@ struct Martletd: AsyncParsableCommand {
 /// Keeps the broker running until a graceful shutdown is asked for.
 private struct BrokerService: Service {
     let broker: Broker
+    /// Tells that the broker is ready. Runs with the signal handlers in place: whoever waits for it may stop us at once.
+    let announce: @Sendable () -> Void
 
     func run() async throws {
+        announce()
         do {
             try await gracefulShutdown()
         } catch is CancellationError {
