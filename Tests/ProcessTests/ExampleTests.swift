@@ -1,0 +1,21 @@
+import MartletTestSupport
+import Testing
+
+/// The programs of Tools/examples do what they say.
+@Suite struct ExampleTests {
+    @Test(.timeLimit(.minutes(3))) func `what one example sends the other reads, to the last record`() throws {
+        let folder = TemporaryFolder()
+        let daemon = try DaemonProcess(in: folder, settings: ["group.initial.rebalance.delay.ms": "0"])
+        try CLI(daemon, folder).ok("topic", "create", "greetings", "--partitions", "3")
+        let produced = try run("example-produce", daemon.address, "greetings", "100")
+        #expect(produced.status == 0, "\(produced)")
+        #expect(produced.text.contains("sent 101 records; the last is greetings-"))
+        let consumed = try run("example-consume", daemon.address, "greetings", "readers")
+        #expect(consumed.status == 0, "\(consumed)")
+        #expect(consumed.text.contains(" last: the end\n"))
+    }
+
+    private func run(_ name: String, _ arguments: String...) throws -> ChildProcess.Result {
+        try ChildProcess.run(BuildProducts.executable(name), arguments, seconds: 60)
+    }
+}
