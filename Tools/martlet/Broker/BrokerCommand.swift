@@ -94,18 +94,25 @@ struct BrokerStop: ParsableCommand {
 
     @OptionGroup var state: StateOptions
     @Option(help: ArgumentHelp("Seconds to wait for its end.", valueName: "seconds")) var wait = 60
+    @Flag(help: "Print the result as JSON.") var json = false
 
     func run() throws {
         try Bounded.check(wait, "--wait", 1...86_400)
         let folder = try state.folder()
         guard let running = try BackgroundBroker.running(folder) else {
-            return try Console.print("no broker is running (\(folder.pidPath))")
+            return try json
+                ? Console.print(.object([("stopped", .bool(false)), ("pid", .null)]))
+                : Console.print("no broker is running (\(folder.pidPath))")
         }
         guard kill(running.pid, SIGTERM) == 0 else {
             throw CommandFailure("broker \(running.pid) cannot be signalled: \(SystemCall.text(errno))")
         }
         try BackgroundBroker.awaitEnd(folder, seconds: wait, pid: running.pid)
-        try Console.print("stopped \(running.pid)")
+        if json {
+            try Console.print(.object([("stopped", .bool(true)), ("pid", .integer(Int64(running.pid)))]))
+        } else {
+            try Console.print("stopped \(running.pid)")
+        }
     }
 }
 

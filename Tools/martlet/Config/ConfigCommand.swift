@@ -48,6 +48,11 @@ enum ConfigText {
         entry.isSensitive ? "(secret)" : entry.value.map { $0.isEmpty ? "\"\"" : $0 } ?? "-"
     }
 
+    /// `1 setting`, `2 settings`.
+    static func count(_ changes: [ConfigChange]) -> String {
+        "\(changes.count) setting\(changes.count == 1 ? "" : "s")"
+    }
+
     static func json(_ entry: ConfigEntry) -> JSONValue {
         .object([
             ("name", .string(entry.name)), ("value", .optional(entry.value) { .string($0) }),
@@ -105,6 +110,7 @@ struct ConfigAlter: AsyncParsableCommand {
 
     @OptionGroup var owner: ResourceOptions
     @OptionGroup var connection: ConnectionOptions
+    @OptionGroup var listing: ListingOptions
     @Option(
         name: [.long, .customLong("add-config")], help: ArgumentHelp("Set a value.", valueName: "key=value"))
     var set: [Assignment] = []
@@ -135,7 +141,14 @@ struct ConfigAlter: AsyncParsableCommand {
             throw CommandFailure("the broker did not answer for \(resource)")
         }
         try result.get()
-        let count = "\(changes.count) setting\(changes.count == 1 ? "" : "s")"
+        if listing.json {
+            return try Console.print(
+                .object([
+                    ("resource", .string("\(resource)")),
+                    ("settingsChanged", .integer(validateOnly ? 0 : Int64(changes.count))),
+                ]))
+        }
+        let count = ConfigText.count(changes)
         try Console.print(
             validateOnly ? "\(resource): \(count) could be changed" : "\(resource): \(count) changed")
     }
@@ -153,6 +166,7 @@ struct ConfigExplain: AsyncParsableCommand {
 
     @Argument(help: "Name of the setting.") var setting: String
     @OptionGroup var connection: ConnectionOptions
+    @OptionGroup var listing: ListingOptions
     @Option(help: "Explain it for this topic.") var topic: String?
     @Option(help: "Explain it for this broker (default: the controller, or the first broker).") var broker:
         Int32?
@@ -184,6 +198,13 @@ struct ConfigExplain: AsyncParsableCommand {
                 remedy: near.isEmpty
                     ? "`martlet config describe … --all` lists them; topic settings need --topic"
                     : "did you mean \(near.joined(separator: ", "))?")
+        }
+        if listing.json {
+            return try Console.print(
+                .object([
+                    ("resource", .string("\(resource)")), ("setting", ConfigText.json(entry)),
+                    ("documentation", .optional(entry.documentation) { .string($0) }),
+                ]))
         }
         var text = "\(entry.name) = \(ConfigText.value(entry))\n"
         text += "from: \(entry.source)\(entry.isReadOnly ? ", read-only" : "") (\(resource))\n"

@@ -192,18 +192,13 @@ struct GroupDelete: AsyncParsableCommand {
 
     @OptionGroup var groups: GroupNames
     @OptionGroup var connection: ConnectionOptions
+    @OptionGroup var listing: ListingOptions
 
     func run() async throws {
         let names = try groups.required()
         let results = try await connection.withAdmin { try await $0.deleteGroups(names) }
-        var failures = Failures()
-        for name in names {
-            switch results[name] {
-            case .success?: try Console.print("deleted \(name)")
-            case .failure(let error)?: failures.add(name, error)
-            case nil: failures.add(name, "the broker did not answer for it")
-            }
-        }
-        try failures.throwIfAny()
+        var report = DeletionReport(kind: "group", listing)
+        for name in names { try report.add(name, results[name]) }
+        try report.finish()
     }
 }

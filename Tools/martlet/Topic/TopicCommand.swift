@@ -148,22 +148,20 @@ struct TopicDelete: AsyncParsableCommand {
 
     @OptionGroup var topics: TopicNames
     @OptionGroup var connection: ConnectionOptions
+    @OptionGroup var listing: ListingOptions
     @Flag(help: "Succeed if a topic is not there.") var ifExists = false
 
     func run() async throws {
         let names = try topics.required()
         let results = try await connection.withAdmin { try await $0.deleteTopics(names) }
-        var failures = Failures()
+        var report = DeletionReport(kind: "topic", listing)
         for name in names {
             switch results[name] {
-            case .success?: try Console.print("deleted \(name)")
-            case .failure(let error)? where ifExists && error.isUnknownTopic:
-                try Console.print("\(name) is not there")
-            case .failure(let error)?: failures.add(name, error)
-            case nil: failures.add(name, "the broker did not answer for it")
+            case .failure(let error)? where ifExists && error.isUnknownTopic: try report.absent(name)
+            case let result: try report.add(name, result)
             }
         }
-        try failures.throwIfAny()
+        try report.finish()
     }
 }
 
@@ -182,6 +180,7 @@ struct TopicAlter: AsyncParsableCommand {
 
     @OptionGroup var topics: TopicNames
     @OptionGroup var connection: ConnectionOptions
+    @OptionGroup var listing: ListingOptions
     @Option(help: "New total number of partitions.") var partitions: Int?
     @Option(help: ArgumentHelp("A setting to change; may be repeated.", valueName: "key=value"))
     var config: [Assignment] = []
@@ -198,19 +197,61 @@ struct TopicAlter: AsyncParsableCommand {
         }
         let changes =
             config.map { ConfigChange.set($0.key, to: $0.value) } + deleteConfig.map(ConfigChange.delete)
+        let isJSON = listing.json
         try await connection.withAdmin { admin in
+            var done: [JSONValue] = []
             for name in names {
                 if let partitions {
                     try await admin.createPartitions(topic: name, total: partitions)
-                    try Console.print("\(name) has \(partitions) partitions")
+                    if !isJSON { try Console.print("\(name) has \(partitions) partitions") }
                 }
                 if !changes.isEmpty {
                     try await admin.alterConfig(.topic(name), changes)
-                    try Console.print(
-                        "\(name): \(changes.count) setting\(changes.count == 1 ? "" : "s") changed")
+                    if !isJSON { try Console.print("\(name): \(ConfigText.count(changes)) changed") }
                 }
+                done.append(
+                    .object([
+                        ("topic", .string(name)),
+                        ("partitions", .optional(partitions) { .integer(Int64($0)) }),
+                        ("settingsChanged", .integer(Int64(changes.count))),
+                    ]))
             }
+            if isJSON { try Console.print(.array(done)) }
         }
+    }
+}
+
+/// What became of the items that a command was to delete: told as it goes, or as JSON at the end.
+struct DeletionReport {
+    private let kind: String
+    private let json: Bool
+    private var items: [JSONValue] = []
+    private var failures = Failures()
+
+    init(kind: String, _ listing: ListingOptions) {
+        self.kind = kind
+        json = listing.json
+    }
+
+    mutating func add(_ name: String, _ result: Result<Void, ClientError>?) throws {
+        switch result {
+        case .success?: try tell(name, isDeleted: true)
+        case .failure(let error)?: failures.add(name, error)
+        case nil: failures.add(name, "the broker did not answer for it")
+        }
+    }
+
+    /// It was not there, and that is fine.
+    mutating func absent(_ name: String) throws { try tell(name, isDeleted: false) }
+
+    private mutating func tell(_ name: String, isDeleted: Bool) throws {
+        items.append(.object([(kind, .string(name)), ("deleted", .bool(isDeleted))]))
+        if !json { try Console.print(isDeleted ? "deleted \(name)" : "\(name) is not there") }
+    }
+
+    func finish() throws {
+        if json { try Console.print(.array(items)) }
+        try failures.throwIfAny()
     }
 }
 
