@@ -3,6 +3,10 @@ import MartletTestSupport
 import NIOCore
 import Testing
 
+#if canImport(Glibc)
+    import Glibc
+#endif
+
 /// Market data through a real broker and back, by the command line.
 @Suite struct CLIMarketTests {
     private static let absent: Comment =
@@ -135,6 +139,28 @@ import Testing
         expectSame(try cli.records(of: "feed"), try messages(folder.file("a"), .itch50))
         let follower = try cli.start("market", "tape", "feed", "--follow", "--max-trades", "5")
         #expect(try follower.finish(seconds: 60).text.split(separator: "\n").count == 5)
+    }
+
+    @Test(.timeLimit(.minutes(3))) func `a second interrupt ends a replay that cannot finish`() throws {
+        let folder = TemporaryFolder()
+        let daemon = try DaemonProcess(in: folder)
+        let cli = CLI(daemon, folder)
+        try cli.ok("market", "generate", folder.file("a"), "--messages", "20000", "--rate", "2000")
+        try cli.ok("topic", "create", "feed")
+        let replay = try cli.start(
+            "market", "replay", folder.file("a"), "--format", "itch50", "--topic", "feed", "--speed", "1x")
+        let watch = try cli.start("consume", "feed", "--follow", "--offset", "earliest", "--max-messages", "10")
+        #expect(try watch.finish(seconds: 60).status == 0)
+        // Nobody will acknowledge what is under way.
+        kill(daemon.pid, SIGSTOP)
+        defer { kill(daemon.pid, SIGCONT) }
+        let start = ContinuousClock.now
+        for _ in 0..<100 where !replay.hasEnded {
+            replay.signal(SIGINT)
+            _ = poll(nil, 0, 100)
+        }
+        #expect(try replay.finish(seconds: 60).status != 0)
+        #expect(start.duration(to: .now) < .seconds(30))
     }
 
     @Test(.timeLimit(.minutes(5))) func `a damaged file is sent up to the damage, which is named`() throws {

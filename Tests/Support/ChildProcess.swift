@@ -120,6 +120,15 @@ package final class ChildProcess {
         if status == nil { Glibc.kill(pid, number) }
     }
 
+    /// Whether the process has ended, without waiting for it.
+    package var hasEnded: Bool {
+        if status != nil { return true }
+        var code: Int32 = 0
+        guard waitpid(pid, &code, WNOHANG) == pid else { return false }
+        status = Self.exitStatus(code)
+        return true
+    }
+
     /// kill -9, and reaps.
     package func kill() {
         signal(SIGKILL)
@@ -131,9 +140,13 @@ package final class ChildProcess {
         if let status { return status }
         var code: Int32 = 0
         while waitpid(pid, &code, 0) < 0, errno == EINTR {}
-        let found = code & 0x7f == 0 ? (code >> 8) & 0xff : 128 + (code & 0x7f)
+        let found = Self.exitStatus(code)
         status = found
         return found
+    }
+
+    private static func exitStatus(_ code: Int32) -> Int32 {
+        code & 0x7f == 0 ? (code >> 8) & 0xff : 128 + (code & 0x7f)
     }
 
     /// Reads once; `false` when the deadline passed first.

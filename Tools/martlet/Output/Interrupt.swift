@@ -1,12 +1,25 @@
 import Synchronization
 import UnixSignals
 
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Musl)
+    import Musl
+#endif
+
 /// Set by the first SIGINT or SIGTERM: whoever loops looks at it and ends in order.
 final class StopFlag: Sendable {
     private let value = Atomic(false)
 
     var isSet: Bool { value.load(ordering: .acquiring) }
     func set() { value.store(true, ordering: .releasing) }
+}
+
+/// Who interrupts a second time does not want to wait for an orderly end, which a broker that does not answer can
+/// delay for minutes.
+private func endAtNextSignal() {
+    signal(SIGINT, SIG_DFL)
+    signal(SIGTERM, SIG_DFL)
 }
 
 /// Runs `body` and, on SIGINT or SIGTERM, cancels it; `nil` when a signal ended it.
@@ -23,6 +36,7 @@ func untilInterrupted<Result: Sendable>(_ body: @escaping @Sendable () async thr
         }
         group.addTask {
             for await _ in await UnixSignalsSequence(trapping: .sigint, .sigterm) { break }
+            endAtNextSignal()
             return nil
         }
         let first = try await group.next() ?? nil
@@ -45,6 +59,7 @@ func untilStopped(_ body: @escaping @Sendable (StopFlag) async throws -> Void) a
         group.addTask {
             for await _ in await UnixSignalsSequence(trapping: .sigint, .sigterm) {
                 flag.set()
+                endAtNextSignal()
                 break
             }
             return false
