@@ -24,6 +24,8 @@ public struct MarketReplay: Sendable {
 
     /// Messages handed over in one call; bounds what a cancelled replay still sends.
     static let chunkMessageCount = 512
+    /// Nanoseconds that a message is waited for at most, however slow the replay: a century.
+    static let pauseLimit = 3.2e18
     /// Longest nap while waiting for the next message, so that a cancelled replay ends soon.
     static let napLimit: Duration = .milliseconds(100)
 
@@ -50,6 +52,11 @@ public struct MarketReplay: Sendable {
     public func run(
         files: [String], producer: Producer, progress: @Sendable (Summary) -> Void = { _ in }
     ) async throws -> Summary {
+        if case .times(let factor) = speed, !(factor > 0) {
+            throw MarketDataError(
+                .badArgument, cause: "a replay at \(factor) times the session's speed never ends",
+                remedy: "give a positive factor")
+        }
         // An unreachable broker or a missing topic is told at once, not after the delivery timeout.
         _ = try await producer.partitions(of: topic)
         let clock = ContinuousClock()
@@ -69,8 +76,8 @@ public struct MarketReplay: Sendable {
                     if case .times(let factor) = speed {
                         let first = firstNanoseconds ?? message.nanoseconds
                         firstNanoseconds = first
-                        let due =
-                            fileStart + .nanoseconds(Int64(Double(message.nanoseconds - first) / factor))
+                        let nanoseconds = Double(message.nanoseconds - first) / factor
+                        let due = fileStart + .nanoseconds(Int64(min(nanoseconds, Self.pauseLimit)))
                         if due > clock.now {
                             try await producer.enqueue(contentsOf: chunk)
                             chunk.removeAll(keepingCapacity: true)

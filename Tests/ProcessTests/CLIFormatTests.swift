@@ -158,7 +158,8 @@ import Testing
         #expect(Decimals.bytes(1536) == "1.5 KiB")
     }
 
-    @Test(arguments: ["0x", "fast", "-1x", ""]) func `a speed that is none is refused`(text: String) {
+    @Test(arguments: ["0x", "fast", "-1x", "", "nan", "inf", "0.0000000001", "1e-300x", "1e300"])
+    func `a speed that is none is refused`(text: String) {
         #expect(throws: CommandFailure.self) { try ReplaySpeed.parse(text) }
     }
 

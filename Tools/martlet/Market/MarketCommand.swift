@@ -115,14 +115,14 @@ struct MarketReplayCommand: AsyncParsableCommand {
 }
 
 enum ReplaySpeed {
-    /// `max`, or a positive multiple such as `1x`, `0.25x`, `60`.
+    /// `max`, or a multiple such as `1x`, `0.25x`, `60`; a thousandth makes a session last a month already.
     static func parse(_ text: String) throws -> MarketReplay.Speed {
         if text == "max" { return .max }
         let number = text.hasSuffix("x") ? String(text.dropLast()) : text
-        guard let factor = Double(number), factor > 0, factor <= 1_000_000 else {
+        guard let factor = Double(number), (0.001...1_000_000).contains(factor) else {
             throw CommandFailure(
-                "--speed '\(text)' is not a speed", remedy: "write max, or a multiple such as 1x or 0.5x",
-                exitCode: .usage)
+                "--speed '\(text)' is not a speed",
+                remedy: "write max, or a multiple from 0.001x to 1000000x such as 0.5x", exitCode: .usage)
         }
         return .times(factor)
     }
@@ -161,6 +161,7 @@ struct MarketRecordCommand: AsyncParsableCommand {
         let recording = try MarketRecording(path: file, format: format.format)
         try await untilStopped { stop in try await reading.run(stop) { try recording.append($0) } }
         try recording.finish()
+        recording.clearProgress()
         if json {
             try Console.print(
                 .object([

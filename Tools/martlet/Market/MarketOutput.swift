@@ -25,6 +25,7 @@ final class ReplayProgress: Sendable {
 final class MarketRecording: Sendable {
     private struct State {
         var writer: MarketFileWriter
+        var progress = Progress()
     }
 
     private let state: Mutex<State>
@@ -51,9 +52,12 @@ final class MarketRecording: Sendable {
                         remedy: "check --format, and that the topic holds nothing else")
                 }
             }
+            let count = state.writer.messageCount
+            state.progress.show { "\(Decimals.grouped(count)) messages" }
         }
     }
 
+    func clearProgress() { state.withLock { $0.progress.clear() } }
     func finish() throws { try state.withLock { try $0.writer.finish() } }
     var messageCount: Int64 { state.withLock { $0.writer.messageCount } }
     var byteCount: Int64 { state.withLock { $0.writer.byteCount } }
