@@ -54,7 +54,9 @@ struct LogRepair: ParsableCommand {
         let wanted = try wantedPartitions(folder)
         var findings: [Finding] = []
         var failures: [CommandFailure] = []
-        for partition in wanted {
+        var progress = Progress()
+        for (count, partition) in wanted.enumerated() {
+            progress.show { "\(count) of \(wanted.count) partitions checked" }
             do {
                 let log = try PartitionLog.open(
                     directory: folder, topicPartition: partition, topicID: nil,
@@ -74,6 +76,7 @@ struct LogRepair: ParsableCommand {
                 failures.append(CommandFailure("\(partition): \(error)"))
             }
         }
+        progress.clear()
         // The mark of a clean stop is kept if there was one, and never given where logs are still damaged.
         try folder.close(clean: folder.wasCleanShutdown && failures.isEmpty && (execute || findings.isEmpty))
         try report(findings, checkedCount: wanted.count)
