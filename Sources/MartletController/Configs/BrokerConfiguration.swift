@@ -23,7 +23,6 @@ package struct BrokerConfiguration: Sendable, Equatable {
     package var logRetentionCheckIntervalMilliseconds: Int64
     package var connectionsMaxIdleMilliseconds: Int64?
     package var maxConnections: Int
-    package var maxConnectionsPerIP: Int
     package var socketRequestMaxBytes: Int
     package var queuedMaxRequestBytes: Int?
 
@@ -66,7 +65,6 @@ package struct BrokerConfiguration: Sendable, Equatable {
         logRetentionCheckIntervalMilliseconds = number(BrokerConfigName.logRetentionCheckInterval)
         connectionsMaxIdleMilliseconds = optional(BrokerConfigName.connectionsMaxIdle)
         maxConnections = Int(number(BrokerConfigName.maxConnections))
-        maxConnectionsPerIP = Int(number(BrokerConfigName.maxConnectionsPerIP))
         socketRequestMaxBytes = Int(number(BrokerConfigName.socketRequestMaxBytes))
         queuedMaxRequestBytes = optional(BrokerConfigName.queuedMaxRequestBytes).map { Int($0) }
     }
