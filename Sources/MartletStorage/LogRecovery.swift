@@ -98,8 +98,11 @@ extension PartitionLog {
         leaderEpochs.truncate(toEnd: logEndOffset)
         if logStartOffset > logEndOffset { setEnds(logStartOffset, flushed: logStartOffset) }
         try loadProducers(present, indexedEnd: checked.foundMarkers ? recoveryPoint : logEndOffset, now: now)
-        if leaderEpochs != storedEpochs, damage == nil { markEpochsDirty() }
         if checked.raisesRecoveryPoint, unflushedAborted == nil { checkpoint.setRecoveryPoint(logEndOffset) }
+        guard damage == nil else { return }
+        if leaderEpochs != storedEpochs { markEpochsDirty() }
+        // A crash may have come between the log start's way to the disk and the files' way out of the log.
+        try retireBelowLogStart(now: now)
     }
 
     /// What a check of the log found that what follows must know.
@@ -259,7 +262,9 @@ extension PartitionLog {
         var foundMarkers = false
         var checked: Checked { Checked(raisesRecoveryPoint: false, foundMarkers: foundMarkers) }
         let recoveryPoint = checkpoint.recoveryPoint
-        let firstIndex = segments.lastIndex { $0.baseOffset <= recoveryPoint } ?? 0
+        // What ends before the log start is on its way out, perhaps with holes.
+        let first = max(recoveryPoint, logStartOffset)
+        let firstIndex = segments.lastIndex { $0.baseOffset <= first } ?? 0
         var changed = false
         var end = segments[firstIndex].baseOffset
         for index in firstIndex..<segments.count {

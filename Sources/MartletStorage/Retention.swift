@@ -101,18 +101,23 @@ extension PartitionLog {
         let start = min(checkpoint.durableLogStart, writtenEndOffset)
         guard start > logStartOffset else { return }
         logStartOffset = start
-        var count = 0
-        while count + 1 < segments.count, segments[count].endOffset <= start { count += 1 }
-        let dropped = Array(segments.prefix(count))
-        segments.removeFirst(count)
-        try retire(dropped, now: now)
+        try retireBelowLogStart(now: now)
         leaderEpochs.truncate(toStart: start)
         if folderExists { markEpochsDirty() }
         removeOldSnapshots(now: now)
     }
 
+    /// Takes segments that end below the log start out of the log; the active one stays.
+    func retireBelowLogStart(now: Timestamp) throws(StorageError) {
+        var count = 0
+        while count + 1 < segments.count, segments[count].endOffset <= logStartOffset { count += 1 }
+        let dropped = Array(segments.prefix(count))
+        segments.removeFirst(count)
+        try retire(dropped, now: now)
+    }
+
     /// Renames the files of segments that left the log.
-    func retire(_ dropped: [Segment<D>], now: Timestamp) throws(StorageError) {
+    private func retire(_ dropped: [Segment<D>], now: Timestamp) throws(StorageError) {
         guard !dropped.isEmpty else { return }
         var paths: [String] = []
         do throws(DiskError) {

@@ -202,4 +202,24 @@ import Testing
         #expect(try log.offset(for: Timestamp(milliseconds: 1500), upTo: log.logEndOffset)?.offset == Offset(15))
         #expect(try log.offsetOfMaxTimestamp(upTo: log.logEndOffset)?.offset == Offset(15))
     }
+
+    @Test func `segments below a durable log start leave the log after a crash as well`() throws {
+        let disk = SimulatedDisk()
+        let log = try log(disk)
+        try fill(log, 10) { Fixture.now.rawValue + $0 * minute }
+        #expect(log.segmentCount == 5)
+        try #require(try log.deleteRecords(before: Offset(7), highWatermark: Offset(10))).run()
+        for (seed, lost) in [(1, [0]), (1, [2]), (1, [0, 4]), (0, []), (7, [])] as [(UInt64, [Int64])] {
+            // Between the new start and the renames, or amid these.
+            let image = disk.crashed(seed: seed)
+            for base in lost { try image.remove(Fixture.logPath(base)) }
+            let again = try self.log(image)
+            #expect(again.damage == nil)
+            #expect(again.logStartOffset == Offset(7) && again.logEndOffset == Offset(10))
+            #expect(again.segmentCount == 2, "\(lost)")
+            try #require(again.purgeDeleted(now: at(1_000_000))).run()
+            #expect(!image.files.contains(Fixture.logPath(2)) && !image.files.contains(Fixture.logPath(2, "log.deleted")))
+            #expect(try Fixture.offsets(Fixture.readAll(again)).last == 9)
+        }
+    }
 }
