@@ -2,8 +2,8 @@
 // (a 16-byte header, then blocks with a big-endian length each); librdkafka writes one bare block. Both
 // are read, the framing is written.
 
-/// First eight bytes of the framing; two 32-bit versions follow.
-private let framingMagic: [UInt8] = [0x82, 0x53, 0x4E, 0x41, 0x50, 0x50, 0x59, 0x00]
+/// First eight bytes of the framing, big-endian: 0x82, "SNAPPY", 0. Two 32-bit versions follow.
+private let framingMagic: UInt64 = 0x8253_4E41_5050_5900
 private let framingHeaderByteCount = 16
 
 final class SnappyDecoder {
@@ -28,7 +28,9 @@ final class SnappyDecoder {
     func begin(_ input: UnsafeRawBufferPointer, outputLimit: Int) {
         self.input = input
         self.outputLimit = outputLimit
-        framed = input.count >= framingHeaderByteCount && input.prefix(8).elementsEqual(framingMagic)
+        framed =
+            input.count >= framingHeaderByteCount
+            && UInt64(bigEndian: input.loadUnaligned(as: UInt64.self)) == framingMagic
         position = framed ? framingHeaderByteCount : 0
         blockStart = 0
         blockEnd = 0
@@ -99,7 +101,7 @@ enum SnappyEncoder {
     static func compress(
         _ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer, _ library: SnappyLibrary
     ) throws(RecordBatchError) -> Int {
-        output.copyBytes(from: framingMagic)
+        output.storeBytes(of: framingMagic.bigEndian, as: UInt64.self)
         // Version and oldest compatible version are both 1.
         output.storeBytes(of: Int32(1).bigEndian, toByteOffset: 8, as: Int32.self)
         output.storeBytes(of: Int32(1).bigEndian, toByteOffset: 12, as: Int32.self)
