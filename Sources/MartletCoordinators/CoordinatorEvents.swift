@@ -81,6 +81,11 @@ package enum GroupRequest: Sendable, Equatable {
     /// Topics that exist, with name and id. `reportsMissingGroup`: an unknown group is GROUP_ID_NOT_FOUND
     /// (version 9 and later) instead of ILLEGAL_GENERATION.
     case offsetCommit(OffsetCommitRequest, reportsMissingGroup: Bool)
+    /// The same as part of a producer's transaction (TxnOffsetCommit); answered with `offsetCommit`. The shell has
+    /// checked the producer's epoch against the log.
+    case txnOffsetCommit(OffsetCommitRequest, ProducerIdentity)
+    /// The coordinator of a transaction with offsets in this partition has decided it.
+    case endTransaction(TransactionMarker)
     /// One group of an OffsetFetch.
     case offsetFetch(OffsetFetchRequest.OffsetFetchRequestGroup, requireStable: Bool)
     case describeGroups([String])
@@ -95,6 +100,7 @@ package enum GroupResponse: Sendable, Equatable {
     case heartbeat(HeartbeatResponse)
     case leaveGroup(LeaveGroupResponse)
     case offsetCommit(OffsetCommitResponse)
+    case transactionEnded(ErrorCode)
     case offsetFetch(OffsetFetchResponse.OffsetFetchResponseGroup)
     case describeGroups([DescribeGroupsResponse.DescribedGroup])
     case listGroups(ListGroupsResponse)
@@ -139,6 +145,10 @@ package enum CoordinatorEffect: Sendable, Equatable {
     case respond(RequestID, GroupResponse)
     /// Append these as one batch; report `committed(token)` when it is flushed and committed.
     case append([CoordinatorRecord], AppendToken)
+    /// The same under the producer's id and epoch, as part of its transaction.
+    case appendTransactional([CoordinatorRecord], ProducerIdentity, AppendToken)
+    /// Append the marker; report as for `append`.
+    case appendMarker(TransactionMarker, AppendToken)
     case schedule(CoordinatorTimer, at: Instant)
     case cancel(CoordinatorTimer)
     /// For the log and for `martlet group describe`.

@@ -15,8 +15,8 @@ import NIOCore
 /// Invariants: I17 one owner per partition and generation, I18 no commit from outside the present generation,
 /// and replay of the appended records into an empty core gives ``durableState()`` of this one.
 ///
-/// It does not know topics (the handler does), nor versions, nor connections. Consumer groups (KIP-848) and
-/// transactional offsets join as further sub-machines beside ``ClassicGroup`` and ``OffsetStore``.
+/// It does not know topics (the handler does), nor versions, nor connections. Consumer groups (KIP-848) which
+/// join as a further sub-machine beside ``ClassicGroup``, ``OffsetStore`` and ``PendingOffsets``.
 package struct GroupCoordinatorShard: ~Copyable {
     package enum Event: Sendable {
         /// Every record of the log has been replayed.
@@ -44,6 +44,7 @@ package struct GroupCoordinatorShard: ~Copyable {
     private(set) var configuration: GroupConfiguration
     private(set) var groups: [String: ClassicGroup] = [:]
     private(set) var offsets = OffsetStore()
+    var pendingOffsets = PendingOffsets()
     private var nextToken: UInt64 = 1
     /// Appends on their way, with what waits for each.
     private var waiting: [AppendToken: [Continuation]] = [:]
@@ -59,6 +60,16 @@ package struct GroupCoordinatorShard: ~Copyable {
 
     /// The only writer of durable state, on the live path and when the log is loaded.
     package mutating func replay(_ record: CoordinatorRecord, now: Timestamp) {
+        if case .offsetCommit(let key, _) = record { pendingOffsets.supersede(key) }
+        replayCommitted(record, now: now)
+    }
+
+    /// A group that has offsets and no more.
+    mutating func ensureGroup(_ id: String, now: Timestamp) {
+        if groups[id] == nil { groups[id] = ClassicGroup(id: id, now: now) }
+    }
+
+    mutating func replayCommitted(_ record: CoordinatorRecord, now: Timestamp) {
         switch record {
         case .offsetCommit(let key, let value):
             offsets.replay(key, value)
@@ -120,14 +131,29 @@ package struct GroupCoordinatorShard: ~Copyable {
             let token = AppendToken(rawValue: nextToken)
             nextToken += 1
             var touched: Set<String> = []
+            if let marker = append.marker {
+                touched.formUnion(pendingOffsets.groups(producerID: marker.producer.id))
+                replayTransactionEnd(
+                    producerID: marker.producer.id, commits: marker.commits, now: outbox.now.timestamp)
+            }
             for record in append.records {
-                replay(record, now: outbox.now.timestamp)
+                if let producer = append.producer {
+                    replay(record, producerID: producer.id, now: outbox.now.timestamp)
+                } else {
+                    replay(record, now: outbox.now.timestamp)
+                }
                 touched.insert(record.groupID)
             }
             for id in touched { lastAppends[id] = token }
             touchedGroups[token] = touched
             waiting[token] = append.continuations
-            effects.append(.append(append.records, token))
+            if let marker = append.marker {
+                effects.append(.appendMarker(marker, token))
+            } else if let producer = append.producer {
+                effects.append(.appendTransactional(append.records, producer, token))
+            } else {
+                effects.append(.append(append.records, token))
+            }
         }
     }
 
@@ -208,9 +234,14 @@ package struct GroupCoordinatorShard: ~Copyable {
             leave(id, request, &outbox)
         case .offsetCommit(let request, let reportsMissingGroup):
             commitOffsets(id, request, reportsMissingGroup: reportsMissingGroup, &outbox)
-        case .offsetFetch(let request, _):
-            // `requireStable` matters once transactions hold offsets back.
-            respond(id, .offsetFetch(fetchOffsets(request)), after: [request.groupID], &outbox)
+        case .txnOffsetCommit(let request, let producer):
+            commitOffsets(id, request, reportsMissingGroup: false, producer: producer, &outbox)
+        case .endTransaction(let marker):
+            endTransaction(id, marker, &outbox)
+        case .offsetFetch(let request, let requireStable):
+            var response = fetchOffsets(request)
+            if requireStable { markUnstable(&response, isWhole: request.topics == nil) }
+            respond(id, .offsetFetch(response), after: [request.groupID], &outbox)
         case .describeGroups(let ids):
             outbox.respond(id, .describeGroups(ids.map { describe($0) }))
         case .listGroups(let request):
@@ -298,6 +329,7 @@ package struct GroupCoordinatorShard: ~Copyable {
     /// that never come back leave nothing behind.
     private mutating func removeIfUnused(_ id: String, pendingAppends: [Outbox.Append] = []) {
         guard let group = groups[id], group.isUnused, !offsets.hasOffsets(group: id), lastAppends[id] == nil,
+            !pendingOffsets.hasOffsets(group: id),
             !pendingAppends.contains(where: { $0.records.contains { $0.groupID == id } })
         else { return }
         groups[id] = nil
@@ -306,7 +338,8 @@ package struct GroupCoordinatorShard: ~Copyable {
     // MARK: Offsets
 
     private mutating func commitOffsets(
-        _ id: RequestID, _ request: OffsetCommitRequest, reportsMissingGroup: Bool, _ outbox: inout Outbox
+        _ id: RequestID, _ request: OffsetCommitRequest, reportsMissingGroup: Bool,
+        producer: ProducerIdentity? = nil, _ outbox: inout Outbox
     ) {
         func refuse(_ code: ErrorCode) {
             outbox.respond(id, .offsetCommit(Self.refusal(request, code)))
@@ -314,8 +347,18 @@ package struct GroupCoordinatorShard: ~Copyable {
         let groupID = request.groupID
         // A consumer without group management may use the empty id; everybody else names a group.
         guard groupID.utf8.count <= GroupLimits.groupIDBytesLimit else { return refuse(.invalidGroupID) }
-        if groups[groupID] != nil {
-            if let code = groups[groupID]?.checkCommit(request, &outbox) { return refuse(code) }
+        // Clients before KIP-447 do not say of a transaction's offsets which member sends them.
+        let isAnonymous =
+            producer != nil && request.generationIDOrMemberEpoch < 0 && request.memberID.isEmpty
+            && request.groupInstanceID == nil
+        if isAnonymous {
+            if groups[groupID] == nil, groups.count >= GroupLimits.groupCountLimit {
+                return refuse(.groupMaxSizeReached)
+            }
+        } else if groups[groupID] != nil {
+            let code = groups[groupID]?.checkCommit(request, &outbox)
+            // The consumer of a transaction commits while the next generation forms; its epoch fences it.
+            if let code, producer == nil || code != .rebalanceInProgress { return refuse(code) }
         } else if request.generationIDOrMemberEpoch >= 0 {
             return refuse(reportsMissingGroup ? .groupIDNotFound : .illegalGeneration)
         } else if groups.count >= GroupLimits.groupCountLimit {
@@ -338,7 +381,9 @@ package struct GroupCoordinatorShard: ~Copyable {
                 let metadata = partition.committedMetadata ?? ""
                 if metadata.utf8.count > configuration.offsetMetadataMaxBytes {
                     answer.errorCode = ErrorCode.offsetMetadataTooLarge.rawValue
-                } else if offsets.offsetCount + records.count >= GroupLimits.offsetCountLimit {
+                } else if offsets.offsetCount + pendingOffsets.offsetCount + records.count
+                    >= GroupLimits.offsetCountLimit
+                {
                     answer.errorCode = ErrorCode.policyViolation.rawValue
                 } else {
                     var key = OffsetCommitKey()
@@ -363,7 +408,9 @@ package struct GroupCoordinatorShard: ~Copyable {
             response.topics.append(topicResponse)
         }
         guard !records.isEmpty else { return outbox.respond(id, .offsetCommit(response)) }
-        outbox.append(records, then: [.respond(id, .offsetCommit(response))])
+        outbox.appends.append(
+            Outbox.Append(
+                records: records, continuations: [.respond(id, .offsetCommit(response))], producer: producer))
     }
 
     /// Roughly what the records of a commit take in the log.
@@ -481,7 +528,7 @@ package struct GroupCoordinatorShard: ~Copyable {
                     continue
                 }
                 let isOver: Bool
-                if isInUse {
+                if isInUse || isUnstable(group: id, topic: topic, partition: partition) {
                     isOver = false
                 } else if let expiresAt = offset.expiresAt {
                     isOver = now >= expiresAt.rawValue
@@ -500,7 +547,7 @@ package struct GroupCoordinatorShard: ~Copyable {
             }
         }
         if keptCount == 0, group.isEmpty, group.pendingMembers.isEmpty, group.persisted != nil,
-            lastAppends[id] == nil
+            lastAppends[id] == nil, !pendingOffsets.hasOffsets(group: id)
         {
             records.append(ClassicGroup.tombstone(id))
         }
@@ -524,7 +571,7 @@ package struct GroupCoordinatorShard: ~Copyable {
             var result = DeleteGroupsResponse.DeletableGroupResult()
             result.groupID = groupID
             if let group = groups[groupID] {
-                if group.isEmpty {
+                if group.isEmpty, !pendingOffsets.hasOffsets(group: groupID) {
                     records.append(contentsOf: offsets.tombstones(group: groupID))
                     if group.persisted != nil { records.append(ClassicGroup.tombstone(groupID)) }
                 } else {

@@ -102,6 +102,8 @@ extension GroupCoordinatorShard {
     package struct DurableState: Sendable, Equatable {
         package var groups: [String: GroupMetadataValue] = [:]
         package var offsets: [OffsetCommitKey: CommittedOffset] = [:]
+        /// Offsets of open transactions, by producer id.
+        package var pendingOffsets: [Int64: [OffsetCommitKey: OffsetCommitValue]] = [:]
 
         package init() {}
     }
@@ -109,6 +111,7 @@ extension GroupCoordinatorShard {
     package func durableState() -> DurableState {
         var durable = DurableState()
         for (id, group) in groups { durable.groups[id] = group.persisted }
+        durable.pendingOffsets = pendingOffsets.summary()
         for group in offsets.groupIDs() {
             for topic in offsets.topics(group: group) {
                 for partition in offsets.partitions(group: group, topic: topic) {

@@ -13,6 +13,10 @@ struct Outbox {
     struct Append {
         var records: [CoordinatorRecord]
         var continuations: [Continuation]
+        /// Whose transaction the records are part of.
+        var producer: ProducerIdentity?
+        /// Set instead of records: the end of a transaction.
+        var marker: TransactionMarker?
     }
 
     let now: Moment

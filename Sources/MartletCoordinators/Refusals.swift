@@ -26,6 +26,10 @@ extension GroupCoordinatorShard {
             return .leaveGroup(response)
         case .offsetCommit(let request, _):
             return .offsetCommit(refusal(request, code))
+        case .txnOffsetCommit(let request, _):
+            return .offsetCommit(refusal(request, code))
+        case .endTransaction:
+            return .transactionEnded(code)
         case .offsetFetch(let request, _):
             var response = OffsetFetchResponse.OffsetFetchResponseGroup()
             response.groupID = request.groupID
@@ -86,6 +90,8 @@ extension GroupResponse {
                 }
             }
             return .offsetCommit(response)
+        case .transactionEnded:
+            return .transactionEnded(code)
         case .offsetFetch(var response):
             response.errorCode = code.rawValue
             response.topics = []

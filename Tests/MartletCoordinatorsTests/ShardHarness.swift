@@ -9,12 +9,24 @@ import Testing
 final class ShardHarness {
     private var shard: GroupCoordinatorShard
     let configuration: GroupConfiguration
-    private(set) var log: [CoordinatorRecord] = []
+    /// What stands in the log, in order.
+    enum Entry {
+        case record(CoordinatorRecord, producerID: Int64?)
+        case end(producerID: Int64, commits: Bool)
+    }
+
+    private(set) var entries: [Entry] = []
+    /// Records outside of transactions.
+    var log: [CoordinatorRecord] {
+        entries.compactMap { if case .record(let record, nil) = $0 { record } else { nil } }
+    }
     private(set) var timers: [CoordinatorTimer: Instant] = [:]
     private(set) var responses: [RequestID: GroupResponse] = [:]
     private(set) var reports: [RebalanceReport] = []
     /// Appends on their way, in order.
     private(set) var inFlight: [(records: [CoordinatorRecord], token: AppendToken)] = []
+    private var producers: [AppendToken: Int64] = [:]
+    private var markers: [AppendToken: TransactionMarker] = [:]
     /// Commit each append at once.
     var commitsAtOnce = true
     /// Milliseconds since the start of the test.
@@ -30,8 +42,26 @@ final class ShardHarness {
     ) {
         self.configuration = configuration
         shard = GroupCoordinatorShard(configuration: configuration)
-        for record in log { shard.replay(record, now: moment.timestamp) }
-        self.log = log
+        load(log.map { .record($0, producerID: nil) })
+    }
+
+    init(_ configuration: GroupConfiguration, entries: [Entry]) {
+        self.configuration = configuration
+        shard = GroupCoordinatorShard(configuration: configuration)
+        load(entries)
+    }
+
+    private func load(_ entries: [Entry]) {
+        for entry in entries {
+            switch entry {
+            case .record(let record, nil): shard.replay(record, now: moment.timestamp)
+            case .record(let record, let producerID?):
+                shard.replay(record, producerID: producerID, now: moment.timestamp)
+            case .end(let producerID, let commits):
+                shard.replayTransactionEnd(producerID: producerID, commits: commits, now: moment.timestamp)
+            }
+        }
+        self.entries = entries
         handle(.loaded)
     }
 
@@ -52,6 +82,12 @@ final class ShardHarness {
             case .append(let records, let token):
                 precondition(inFlight.last.map { $0.token < token } ?? true, "tokens rise")
                 inFlight.append((records, token))
+            case .appendTransactional(let records, let producer, let token):
+                producers[token] = producer.id
+                inFlight.append((records, token))
+            case .appendMarker(let marker, let token):
+                markers[token] = marker
+                inFlight.append(([], token))
             case .schedule(let timer, let instant): timers[timer] = instant
             case .cancel(let timer): timers[timer] = nil
             case .report(let report): reports.append(report)
@@ -65,7 +101,11 @@ final class ShardHarness {
         // Through the bytes, as in the log.
         for record in next.records {
             let (key, value) = try! record.encoded()
-            log.append(try! CoordinatorRecord.decode(key: key, value: value)!)
+            let decoded = try! CoordinatorRecord.decode(key: key, value: value)!
+            entries.append(.record(decoded, producerID: producers[next.token]))
+        }
+        if let marker = markers[next.token] {
+            entries.append(.end(producerID: marker.producer.id, commits: marker.commits))
         }
         handle(.committed(next.token))
     }
@@ -114,7 +154,7 @@ final class ShardHarness {
     var offsetCount: Int { shard.offsetCount }
 
     /// A new coordinator that has loaded this one's log.
-    func successor() -> ShardHarness { ShardHarness(configuration, log: log) }
+    func successor() -> ShardHarness { ShardHarness(configuration, entries: entries) }
 
     // MARK: Requests in short form
 
