@@ -96,6 +96,7 @@ public final class Broker: Sendable {
             try await loop.eventLoop.submit { loop.apply(image) }.get()
         }
         controller.install(loops: loops)
+        for loop in loops { loop.post { $0.transactions.resume() } }
         let connections = ConnectionCounter(limit: image.brokerConfiguration.maxConnections)
         let listener: ServerListener
         do {

@@ -17,6 +17,7 @@ package enum ControllerLimits {
     package static let producerIDBlockSize: Int64 = 1_000
     /// Brokers in the cluster.
     package static let brokerCountLimit = 10_000
-    /// Largest batch of the offsets topic: a group's record holds all its members' assignments.
-    package static let offsetsTopicMessageBytes = 16 * 1024 * 1024
+    /// Largest batch of a coordinator's topic: a group's record holds all its members' assignments, a transaction's
+    /// all its partitions.
+    package static let coordinatorTopicMessageBytes = 16 * 1024 * 1024
 }

@@ -14,10 +14,12 @@ package enum Features {
         .init(
             name: metadataVersion, minimum: metadataVersionRange.lowerBound,
             maximum: metadataVersionRange.upperBound),
+        // 2: the epoch rises with every transaction, and brokers add partitions themselves (KIP-890).
+        .init(name: transactionVersion, minimum: 0, maximum: 2),
     ]
 
     /// Finalized levels of a new cluster.
     static let atBootstrap: [(name: String, level: Int16)] = [
-        (metadataVersion, metadataVersionRange.upperBound)
+        (metadataVersion, metadataVersionRange.upperBound), (transactionVersion, 2),
     ]
 }

@@ -156,7 +156,7 @@ extension ProducerStateTable {
     /// Under the second protocol a marker for an open transaction has a higher epoch than its records: one with the
     /// same epoch belongs to an earlier transaction whose marker came late (KIP-1228). Without an open transaction
     /// the same epoch is a repeat of what is there.
-    func check(_ marker: MarkerAppend) throws(AppendError) {
+    package func check(_ marker: MarkerAppend) throws(AppendError) {
         guard let entry = entries[marker.producerID] else { return }
         let producer = ProducerID(marker.producerID)
         let isTooOld =

@@ -176,9 +176,10 @@ import Testing
             var transaction = FindCoordinatorRequest()
             transaction.key = "t"
             transaction.keyType = 1
-            #expect(
-                try client.call(transaction, version: 3).errorCode
-                    == ErrorCode.transactionalIDAuthorizationFailed.rawValue)
+            let coordinator = try client.call(transaction, version: 3)
+            #expect(coordinator.errorCode == 0 && Int(coordinator.port) == broker.address.port)
+            transaction.keyType = 2
+            #expect(try client.call(transaction, version: 3).errorCode == ErrorCode.invalidRequest.rawValue)
         }
     }
 

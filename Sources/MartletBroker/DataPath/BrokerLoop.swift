@@ -42,6 +42,8 @@ package final class BrokerLoop: @unchecked Sendable {
 
     /// Group coordinator shards whose partition lives here.
     package private(set) lazy var groups = GroupShards(loop: self)
+    /// Transaction coordinator shards whose partition lives here.
+    package private(set) lazy var transactions = TransactionShards(loop: self)
     private var partitions: [PartitionKey: Partition] = [:]
     private var connections: [UInt64: ServerConnection] = [:]
     private var dirty: [Partition] = []
@@ -78,7 +80,10 @@ package final class BrokerLoop: @unchecked Sendable {
         let previous = self.image
         self.image = image
         groups.topicsDeleted(deletedTopics)
-        if previous.brokerConfiguration != image.brokerConfiguration { groups.configurationChanged() }
+        if previous.brokerConfiguration != image.brokerConfiguration {
+            groups.configurationChanged()
+            transactions.configurationChanged()
+        }
         for name in deletedTopics {
             guard let topic = previous.topic(named: name) else { continue }
             for index in topic.partitions.indices {
@@ -281,6 +286,7 @@ package final class BrokerLoop: @unchecked Sendable {
         eventLoop.preconditionInEventLoop()
         isStopping = true
         groups.stop()
+        transactions.stop()
         endTurn()
         let closing = partitions.values.map { $0.close(clean: clean) }
         partitions = [:]

@@ -109,8 +109,11 @@ extension Partition {
         guard leadership == .none else { return FetchResult(error: leadership) }
         var result = FetchResult()
         let mark = highWatermark
+        let stable = log.lastStableOffset(highWatermark: mark)
         result.highWatermark = mark.rawValue
-        result.lastStableOffset = mark.rawValue
+        result.lastStableOffset = stable.rawValue
+        if item.readsCommitted { result.abortedTransactions = [] }
+        let bound = item.readsCommitted ? stable : mark
         result.logStartOffset = log.logStartOffset.rawValue
         if item.lastFetchedEpoch >= 0,
             let diverging = divergence(log, lastFetchedEpoch: item.lastFetchedEpoch, fetchOffset: item.fetchOffset)
@@ -128,22 +131,31 @@ extension Partition {
             return result
         }
         let limit = min(maxBytes, item.partitionMaxBytes)
-        guard item.fetchOffset < mark.rawValue, limit > 0 || minOneBatch else { return result }
+        guard item.fetchOffset < bound.rawValue, limit > 0 || minOneBatch else { return result }
         do throws(ReadError) {
             let region: LogRegion<PosixDisk>
             do throws(ReadError) {
                 region = try log.locate(
-                    from: Offset(item.fetchOffset), upTo: mark, maxBytes: limit, minOneBatch: minOneBatch,
+                    from: Offset(item.fetchOffset), upTo: bound, maxBytes: limit, minOneBatch: minOneBatch,
                     nonBlocking: true)
             } catch .wouldBlock {
                 if let locate = try log.coldLocate(
-                    from: Offset(item.fetchOffset), upTo: mark, maxBytes: limit, minOneBatch: minOneBatch)
+                    from: Offset(item.fetchOffset), upTo: bound, maxBytes: limit, minOneBatch: minOneBatch)
                 {
+                    // Where the read will end is not known yet: what is aborted up to the bound covers it.
+                    if item.readsCommitted {
+                        result.abortedTransactions = try log.abortedTransactions(
+                            from: Offset(item.fetchOffset), upTo: bound)
+                    }
                     result.cold = .locate(locate, limit: max(1, limit))
                 }
                 return result
             }
             guard region.byteCount > 0 else { return result }
+            if item.readsCommitted {
+                result.abortedTransactions = try log.abortedTransactions(
+                    from: Offset(item.fetchOffset), upTo: region.nextOffset)
+            }
             if region.byteCount <= inlineByteLimit {
                 var buffer = ByteBuffer()
                 buffer.reserveCapacity(region.byteCount)

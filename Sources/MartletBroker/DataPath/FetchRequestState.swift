@@ -15,6 +15,8 @@ package struct FetchItem: Sendable {
     package var currentLeaderEpoch: Int32
     /// -1: not checked.
     package var lastFetchedEpoch: Int32
+    /// Only what is decided, with the transactions to leave out (`isolation.level=read_committed`).
+    package var readsCommitted = false
     /// Set when the request itself is wrong for this partition; nothing is read then.
     package var rejection: ErrorCode = .none
 }
@@ -60,6 +62,8 @@ package struct FetchResult: Sendable {
     /// Largest epoch and its end where the client's log diverges from ours (KIP-320), if it does.
     package var divergingEpoch: (epoch: Int32, endOffset: Int64)?
     package var records: FetchedRecords = .none
+    /// Transactions whose records the consumer must leave out; `nil` unless it asked for what is committed.
+    package var abortedTransactions: [AbortedTransaction]?
     /// The page cache lacks these bytes: they must be read on the work pool before they can be sent.
     package var cold: ColdRead?
     package var leader: (id: Int32, epoch: Int32)?

@@ -68,6 +68,9 @@ package final class Partition: @unchecked Sendable {
     private var lastUse = NIODeadline.now()
     /// Background work on the log (retention, compaction) that must not overlap.
     package var maintenanceRunning = false
+    /// By producer id: batches that wait for the coordinator of their transaction.
+    var admissions: [Int64: TransactionAdmission] = [:]
+    var refusedSequences = RefusedSequences()
 
     init(key: PartitionKey, topic: TopicImage, registration: PartitionImage, loop: BrokerLoop) {
         self.key = key
@@ -285,6 +288,11 @@ package final class Partition: @unchecked Sendable {
     /// Takes a validated batch of a client. The result goes to the request when the acknowledgement it
     /// asked for is reached.
     package func append(_ item: consuming ProduceItem, for request: ProduceRequestState) {
+        if let transaction = item.transaction { return appendTransactional(item, transaction, for: request) }
+        appendAdmitted(item, for: request)
+    }
+
+    func appendAdmitted(_ item: consuming ProduceItem, for request: ProduceRequestState) {
         let index = item.index
         lastUse = .now()
         switch stage(item.batch, header: item.header) {
@@ -300,11 +308,15 @@ package final class Partition: @unchecked Sendable {
 
     /// Appends a batch of the broker itself (group offsets); `whenCommitted` runs on this loop once the
     /// high watermark has passed it, or with the error.
-    package func appendInternal(_ batch: ByteBuffer, whenCommitted: @escaping (ProduceResult) -> Void) {
+    ///
+    /// - Parameter checksSequence: false for offsets that are part of a producer's transaction.
+    package func appendInternal(
+        _ batch: ByteBuffer, checksSequence: Bool = true, whenCommitted: @escaping (ProduceResult) -> Void
+    ) {
         lastUse = .now()
         do throws(RecordBatchError) {
             let header = try RecordBatchHeader(reading: batch, at: batch.readerIndex)
-            switch stage(batch, header: header) {
+            switch stage(batch, header: header, checksSequence: checksSequence) {
             case .success(let outcome):
                 staged.append(Staged(request: nil, index: 0, outcome: outcome, whenCommitted: whenCommitted))
             case .failure(let rejection):
@@ -315,8 +327,34 @@ package final class Partition: @unchecked Sendable {
         }
     }
 
+    /// Appends the end of a producer's transaction; `whenCommitted` as for ``appendInternal(_:checksSequence:whenCommitted:)``.
+    package func appendMarker(_ marker: MarkerAppend, whenCommitted: @escaping (ProduceResult) -> Void) {
+        lastUse = .now()
+        let outcome = stage { (log, epoch) throws(AppendError) in
+            try log.stageMarker(marker, leaderEpoch: epoch, now: WallClock.now())
+        }
+        switch outcome {
+        case .success(let outcome):
+            admissions[marker.producerID]?.isValid = false
+            staged.append(Staged(request: nil, index: 0, outcome: outcome, whenCommitted: whenCommitted))
+        case .failure(let rejection):
+            whenCommitted(ProduceResult(error: rejection.code, message: rejection.cause))
+        }
+    }
+
     private func stage(
-        _ batch: consuming ByteBuffer, header: RecordBatchHeader
+        _ batch: consuming ByteBuffer, header: RecordBatchHeader, checksSequence: Bool = true
+    ) -> Result<AppendOutcome, PartitionUnavailable> {
+        var batch = batch
+        return stage { (log, epoch) throws(AppendError) in
+            try log.stage(
+                &batch, header: header, leaderEpoch: epoch, now: WallClock.now(), checksSequence: checksSequence)
+        }
+    }
+
+    @inline(__always)
+    private func stage(
+        _ body: (PartitionLog<PosixDisk>, LeaderEpoch) throws(AppendError) -> AppendOutcome
     ) -> Result<AppendOutcome, PartitionUnavailable> {
         let log: PartitionLog<PosixDisk>
         switch openLog {
@@ -326,9 +364,8 @@ package final class Partition: @unchecked Sendable {
         guard let epoch = replica.leaderEpoch else {
             return .failure(PartitionUnavailable(code: .notLeaderOrFollower, cause: "this broker does not lead \(name)"))
         }
-        var batch = batch
         do throws(AppendError) {
-            let outcome = try log.stage(&batch, header: header, leaderEpoch: epoch, now: WallClock.now())
+            let outcome = try body(log, epoch)
             if !isDirty {
                 isDirty = true
                 loop.markDirty(self)

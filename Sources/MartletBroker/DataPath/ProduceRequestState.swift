@@ -9,6 +9,8 @@ package struct ProduceItem {
     package var key: PartitionKey
     package var batch: ByteBuffer
     package var header: RecordBatchHeader
+    /// Set where the batch is part of a transaction.
+    package var transaction: ProduceTransaction?
 }
 
 /// Outcome of one partition of a Produce request.

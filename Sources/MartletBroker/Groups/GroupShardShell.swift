@@ -42,6 +42,14 @@ final class GroupShardShell: @unchecked Sendable {
     private var nextRequest: UInt64 = 0
     private var timers: [CoordinatorTimer: Scheduled<Void>] = [:]
     private var expiration: RepeatedTask?
+    /// By producer id: offsets that wait for the coordinator of their transaction.
+    private var admissions: [Int64: [Admission]] = [:]
+
+    // SAFETY: touched on the shard's loop alone; replies of the coordinator come back to it.
+    private final class Admission: @unchecked Sendable {
+        /// False once the producer's marker has come: the answer on its way is about a transaction that is over.
+        var isValid = true
+    }
 
     init(key: PartitionKey, loop: BrokerLoop) {
         self.key = key
@@ -59,7 +67,11 @@ final class GroupShardShell: @unchecked Sendable {
         replies[id] = reply
         switch phase {
         case .active:
-            handle(.requested(id, request))
+            if let code = fence(request) {
+                answer(id, GroupCoordinatorShard.refusal(request, code))
+            } else {
+                handle(.requested(id, request))
+            }
         case .loading(var queue):
             guard queue.count < Self.loadingQueueLimit else {
                 answer(id, GroupCoordinatorShard.refusal(request, .coordinatorLoadInProgress))
@@ -82,6 +94,37 @@ final class GroupShardShell: @unchecked Sendable {
         }
     }
 
+    /// Offsets of a transaction. The first ones wait until the transaction's coordinator has said that the partition
+    /// is part of it: without that nobody would ever end it here. `reply` runs on this loop, exactly once.
+    func submit(
+        _ commit: TransactionalCommit, named partition: TopicPartition,
+        reply: @escaping @Sendable (GroupResponse) -> Void
+    ) {
+        let producer = commit.producer
+        if case .success(let log)? = loop.existingPartition(key)?.openLog,
+            let entry = log.producers.entries[producer.id],
+            producer.epoch < entry.epoch || (producer.epoch == entry.epoch && entry.transactionFirstOffset != nil)
+        {
+            return submit(commit.groupRequest, reply: reply)
+        }
+        let admission = Admission()
+        admissions[producer.id, default: []].append(admission)
+        loop.coordinate(commit.question(partition)) { response in
+            guard case .partitions(let outcomes) = response else { return response.mismatch() }
+            self.admissions[producer.id]?.removeAll { $0 === admission }
+            if self.admissions[producer.id]?.isEmpty == true { self.admissions[producer.id] = nil }
+            let code = outcomes.first?.error ?? .unknownServerError
+            if code != .none {
+                reply(GroupCoordinatorShard.refusal(commit.groupRequest, commit.code(code)))
+            } else if !admission.isValid {
+                // Its transaction ended before the offsets arrived.
+                reply(GroupCoordinatorShard.refusal(commit.groupRequest, .invalidTxnState))
+            } else {
+                self.submit(commit.groupRequest, reply: reply)
+            }
+        }
+    }
+
     private func answer(_ id: RequestID, _ response: GroupResponse) {
         replies.removeValue(forKey: id)?(response)
     }
@@ -101,7 +144,11 @@ final class GroupShardShell: @unchecked Sendable {
         case .respond(let id, let response):
             answer(id, response)
         case .append(let records, let token):
-            append(records, token)
+            append(records, producer: nil, token)
+        case .appendTransactional(let records, let producer, let token):
+            append(records, producer: producer, token)
+        case .appendMarker(let marker, let token):
+            append(marker, token)
         case .schedule(let timer, let instant):
             timers[timer]?.cancel()
             let deadline = NIODeadline.uptimeNanoseconds(UInt64(clamping: instant.nanoseconds))
@@ -122,10 +169,34 @@ final class GroupShardShell: @unchecked Sendable {
         }
     }
 
-    private func append(_ records: [CoordinatorRecord], _ token: AppendToken) {
+    /// What the log would refuse of a producer is refused before the core decides on it: a zombie's offsets, or its
+    /// coordinator's marker, must not cost the shard its state.
+    private func fence(_ request: GroupRequest) -> ErrorCode? {
+        guard case .success(let log)? = loop.existingPartition(key)?.openLog else { return nil }
+        do throws(AppendError) {
+            switch request {
+            case .txnOffsetCommit(_, let producer):
+                var header = RecordBatchHeader()
+                header.producerID = producer.id
+                header.producerEpoch = producer.epoch
+                header.attributes = RecordBatchHeader.Attribute.transactional
+                _ = try log.producers.check(header, checksSequence: false)
+            case .endTransaction(let marker):
+                try log.producers.check(MarkerAppend(marker))
+            case _:
+                return nil
+            }
+            return nil
+        } catch {
+            return error.errorCode
+        }
+    }
+
+    /// Reports the outcome of an append to the core that ordered it.
+    private func outcome(of token: AppendToken) -> (ProduceResult) -> Void {
         let incarnation = self.incarnation
         inFlightAppendCount += 1
-        let done: (ProduceResult) -> Void = { result in
+        return { result in
             self.inFlightAppendCount -= 1
             guard incarnation == self.incarnation else { return }
             if result.error == .none {
@@ -134,9 +205,29 @@ final class GroupShardShell: @unchecked Sendable {
                 self.fail(token, result.error, result.message ?? "")
             }
         }
+    }
+
+    private func append(_ marker: TransactionMarker, _ token: AppendToken) {
+        let done = outcome(of: token)
+        for admission in admissions[marker.producer.id] ?? [] { admission.isValid = false }
+        guard let partition = loop.partition(key) else {
+            loop.eventLoop.assumeIsolated().execute {
+                done(ProduceResult(error: .notLeaderOrFollower, message: "the partition is not here"))
+            }
+            return
+        }
+        partition.whenOpen { partition in
+            partition.appendMarker(MarkerAppend(marker)) { result in
+                self.loop.eventLoop.assumeIsolated().execute { done(result) }
+            }
+        }
+    }
+
+    private func append(_ records: [CoordinatorRecord], producer: ProducerIdentity?, _ token: AppendToken) {
+        let done = outcome(of: token)
         let batch: ByteBuffer
         do {
-            batch = try Self.batch(records, now: WallClock.now())
+            batch = try Self.batch(records, producer: producer, now: WallClock.now())
         } catch {
             // The core's limits keep a batch far below what the format takes: nothing of it was written.
             loop.eventLoop.assumeIsolated().execute {
@@ -153,19 +244,25 @@ final class GroupShardShell: @unchecked Sendable {
         // The answer may come before `appendInternal` returns; the core must have finished its effects by then.
         // A partition that was not used for long may have been closed; appends wait for it in their order.
         partition.whenOpen { partition in
-            partition.appendInternal(batch) { result in
+            partition.appendInternal(batch, checksSequence: producer == nil) { result in
                 self.loop.eventLoop.assumeIsolated().execute { done(result) }
             }
         }
     }
 
-    private static func batch(_ records: [CoordinatorRecord], now: Timestamp) throws -> ByteBuffer {
+    private static func batch(
+        _ records: [CoordinatorRecord], producer: ProducerIdentity?, now: Timestamp
+    ) throws -> ByteBuffer {
         var builder = RecordBatchBuilder(capacity: 128 + records.count * 128)
         for record in records {
             let (key, value) = try record.encoded()
             try builder.append(key: key, value: value, timestamp: now.rawValue)
         }
-        return try builder.build()
+        guard let producer else { return try builder.build() }
+        // The broker writes for the producer: there is no sequence, which Kafka writes as 0.
+        return try builder.build(
+            RecordBatchBuilder.Options(
+                producerID: producer.id, producerEpoch: producer.epoch, baseSequence: 0, isTransactional: true))
     }
 
     private func fail(_ token: AppendToken, _ code: ErrorCode, _ cause: String) {
@@ -237,13 +334,13 @@ final class GroupShardShell: @unchecked Sendable {
         let incarnation = self.incarnation
         loop.services.workPool.submit { state in
             guard case .active = state else { return }
-            let result = Result { try Self.records(in: region) }
+            let result = Result { try Self.entries(in: region) }
             self.loop.post { _ in
                 guard incarnation == self.incarnation else { return }
                 switch result {
-                case .success(let records):
+                case .success(let entries):
                     let now = WallClock.now()
-                    for record in records { self.core.replay(record, now: now) }
+                    for entry in entries { self.replay(entry, now: now) }
                     // The log may have been closed, opened again or compacted meanwhile.
                     self.whenOpen { log in self.load(log, from: region.nextOffset, end: end) }
                 case .failure(let error):
@@ -253,17 +350,38 @@ final class GroupShardShell: @unchecked Sendable {
         }
     }
 
-    private static func records(in region: LogRegion<PosixDisk>) throws -> [CoordinatorRecord] {
+    /// What a batch of the log means to the core.
+    private enum Entry: Sendable {
+        case record(CoordinatorRecord)
+        case transactional(CoordinatorRecord, producerID: Int64)
+        case end(producerID: Int64, commits: Bool)
+    }
+
+    private func replay(_ entry: Entry, now: Timestamp) {
+        switch entry {
+        case .record(let record): core.replay(record, now: now)
+        case .transactional(let record, let producerID): core.replay(record, producerID: producerID, now: now)
+        case .end(let producerID, let commits):
+            core.replayTransactionEnd(producerID: producerID, commits: commits, now: now)
+        }
+    }
+
+    private static func entries(in region: LogRegion<PosixDisk>) throws -> [Entry] {
         var rest = ByteBuffer()
         _ = try region.read(into: &rest, nonBlocking: false)
-        var records: [CoordinatorRecord] = []
+        var records: [Entry] = []
         while rest.readableBytes > 0 {
             let header = try RecordBatchHeader(reading: rest)
             guard let batch = rest.readSlice(length: header.totalByteCount) else {
                 throw MetadataLogError(description: "a batch of the offsets topic is cut short")
             }
             _ = try RecordBatchValidator.checkHeader(batch, limits: .stored)
-            guard !header.isControl else { continue }
+            if header.isControl {
+                if let marker = try EndTransactionMarker(batch: batch) {
+                    records.append(.end(producerID: header.producerID, commits: marker.commits))
+                }
+                continue
+            }
             var iterator = try RecordIterator(batch)
             while let view = try iterator.next() {
                 guard let key = view.key,
@@ -271,7 +389,9 @@ final class GroupShardShell: @unchecked Sendable {
                 else {
                     continue
                 }
-                records.append(record)
+                records.append(
+                    header.isTransactional
+                        ? .transactional(record, producerID: header.producerID) : .record(record))
             }
         }
         return records
@@ -293,7 +413,13 @@ final class GroupShardShell: @unchecked Sendable {
             metadata: [
                 "partition": "\(index)", "groups": "\(core.groupCount)", "offsets": "\(core.offsetCount)",
             ])
-        for (id, request) in queue { handle(.requested(id, request)) }
+        for (id, request) in queue {
+            if let code = fence(request) {
+                answer(id, GroupCoordinatorShard.refusal(request, code))
+            } else {
+                handle(.requested(id, request))
+            }
+        }
     }
 
     private func loadFailed(_ cause: String) {

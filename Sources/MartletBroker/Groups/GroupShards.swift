@@ -22,6 +22,29 @@ package final class GroupShards {
         return shard
     }
 
+    /// Takes the end of a transaction to the shard whose offsets it may concern; false when there is none.
+    func endTransaction(
+        _ key: PartitionKey, _ marker: TransactionMarker, reply: @escaping @Sendable (ErrorCode) -> Void
+    ) -> Bool {
+        guard loop.image.topic(id: key.topicID) != nil, let shard = shard(key) else { return false }
+        shard.submit(.endTransaction(marker)) { response in
+            guard case .transactionEnded(let code) = response else { return response.mismatch() }
+            reply(code)
+        }
+        return true
+    }
+
+    /// Offsets of a transaction; `reply` runs on this loop.
+    func submit(
+        _ commit: TransactionalCommit, to key: PartitionKey, named partition: TopicPartition,
+        reply: @escaping @Sendable (GroupResponse) -> Void
+    ) {
+        guard let shard = shard(key) else {
+            return reply(GroupCoordinatorShard.refusal(commit.groupRequest, .notCoordinator))
+        }
+        shard.submit(commit, named: partition, reply: reply)
+    }
+
     package func topicsDeleted(_ names: [String]) {
         guard !names.isEmpty else { return }
         for shard in inOrder { shard.topicsDeleted(names) }

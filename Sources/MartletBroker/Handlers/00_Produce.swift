@@ -24,6 +24,7 @@ package enum ProduceHandler {
         var walksRecords: Bool
         var appendTime: Bool
         var reencode: (codec: CompressionCodec, level: Int32)?
+        var transaction: ProduceTransaction?
     }
 
     package static func handle(_ request: ProduceRequest, _ context: RequestContext) {
@@ -37,6 +38,9 @@ package enum ProduceHandler {
             answer(request, [], context)
             return
         }
+        let transaction = request.transactionalID.map {
+            ProduceTransaction(transactionalID: $0, version: context.version)
+        }
         var candidates: [Candidate] = []
         candidates.reserveCapacity(count)
         var index = 0
@@ -48,7 +52,7 @@ package enum ProduceHandler {
                 let partitionIndex = PartitionIndex(partitionData.index)
                 if let result = examine(
                     partitionData.records, topic: topic, partition: partitionIndex, request: request,
-                    index: index, context, into: &candidates)
+                    index: index, transaction, context, into: &candidates)
                 {
                     state.complete(ProduceCompletion(request: state, index: index, result: result))
                 }
@@ -70,7 +74,7 @@ package enum ProduceHandler {
     /// Returns a result if the partition is answered already, else appends a candidate.
     private static func examine(
         _ records: ByteBuffer?, topic: TopicImage?, partition: PartitionIndex, request: ProduceRequest,
-        index: Int, _ context: RequestContext, into candidates: inout [Candidate]
+        index: Int, _ transaction: ProduceTransaction?, _ context: RequestContext, into candidates: inout [Candidate]
     ) -> ProduceResult? {
         guard (-1...1).contains(request.acks) else {
             return ProduceResult(error: .invalidRequiredAcks, message: "acks=\(request.acks); allowed are -1, 0 and 1")
@@ -102,10 +106,10 @@ package enum ProduceHandler {
             latestTimestamp: appendTime ? .max : now.addingSaturating(configuration.timestampAfterMaxMilliseconds))
         do throws(RecordBatchError) {
             let header = try RecordBatchValidator.checkHeader(batch, limits: limits)
-            if header.isTransactional || request.transactionalID != nil {
+            if header.isTransactional, request.transactionalID?.isEmpty != false {
                 return ProduceResult(
-                    error: .invalidTxnState,
-                    message: "transactions are not served by this release; unset transactional.id")
+                    error: .transactionalIDAuthorizationFailed,
+                    message: "a batch is part of a transaction, but the request names no transactional id")
             }
             if header.codec == .zstd, context.version < 7 {
                 return ProduceResult(
@@ -118,7 +122,8 @@ package enum ProduceHandler {
                     header: header, limits: limits, requiresKeys: configuration.cleanupPolicy.contains(.compact),
                     walksRecords: configuration.validation == .records
                         || configuration.cleanupPolicy.contains(.compact),
-                    appendTime: appendTime, reencode: configuration.targetCodec(for: header.codec)))
+                    appendTime: appendTime, reencode: configuration.targetCodec(for: header.codec),
+                    transaction: header.isTransactional ? transaction : nil))
             return nil
         } catch {
             return rejection(error)
@@ -157,7 +162,10 @@ package enum ProduceHandler {
                     batch, to: target.codec, level: target.level, limits: candidate.limits)
                 header = try RecordBatchHeader(reading: batch, at: batch.readerIndex)
             }
-            return .good(ProduceItem(index: candidate.index, key: candidate.key, batch: batch, header: header))
+            return .good(
+                ProduceItem(
+                    index: candidate.index, key: candidate.key, batch: batch, header: header,
+                    transaction: candidate.transaction))
         } catch {
             return .bad(error)
         }

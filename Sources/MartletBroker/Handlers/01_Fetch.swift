@@ -81,7 +81,9 @@ package enum FetchHandler {
         var items: [FetchItem] = []
         func add(_ name: FetchSession.Name, _ entry: FetchSession.Entry) {
             names.append(name)
-            items.append(item(name, entry, context))
+            var item = item(name, entry, context)
+            item.readsCommitted = request.isolationLevel == 1
+            items.append(item)
         }
         if let session {
             for (name, entry) in session.session.entries { add(name, entry) }
@@ -160,7 +162,12 @@ package enum FetchHandler {
             partition.highWatermark = result.highWatermark
             partition.lastStableOffset = result.lastStableOffset
             partition.logStartOffset = result.logStartOffset
-            partition.abortedTransactions = request.isolationLevel == 1 ? [] : nil
+            partition.abortedTransactions = result.abortedTransactions?.map {
+                var aborted = FetchResponse.AbortedTransaction()
+                aborted.producerID = $0.producerID
+                aborted.firstOffset = $0.firstOffset.rawValue
+                return aborted
+            }
             if let diverging = result.divergingEpoch {
                 partition.divergingEpoch.epoch = diverging.epoch
                 partition.divergingEpoch.endOffset = diverging.endOffset

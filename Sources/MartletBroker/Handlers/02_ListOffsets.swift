@@ -7,7 +7,8 @@ internal import NIOCore
 
 /// ListOffsets (key 2). Timestamps: -1 latest (the high watermark), -2 earliest, -3 the record with the largest
 /// timestamp (KIP-734), -4 earliest local (the log start: there is no tiered storage), -5 last tiered (none),
-/// otherwise the first record at or after that time (KIP-79). Nothing above the high watermark is ever named.
+/// otherwise the first record at or after that time (KIP-79). Nothing above the high watermark is ever named, and with
+/// `isolation_level` 1 nothing above the last stable offset.
 package enum ListOffsetsHandler {
     private static let latest: Int64 = -1
     private static let earliest: Int64 = -2
@@ -33,7 +34,7 @@ package enum ListOffsetsHandler {
                     continue
                 }
                 let key = PartitionKey(topicID: image.id, partition: PartitionIndex(partition.partitionIndex))
-                lookups.append(find(partition, key, context))
+                lookups.append(find(partition, key, readsCommitted: request.isolationLevel == 1, context))
             }
         }
         let answer = EventLoopFuture.whenAllSucceed(lookups, on: context.loop.eventLoop).map { found in
@@ -60,7 +61,8 @@ package enum ListOffsetsHandler {
     }
 
     private static func find(
-        _ wanted: ListOffsetsRequest.ListOffsetsPartition, _ key: PartitionKey, _ context: RequestContext
+        _ wanted: ListOffsetsRequest.ListOffsetsPartition, _ key: PartitionKey, readsCommitted: Bool,
+        _ context: RequestContext
     ) -> EventLoopFuture<Found> {
         let promise = context.loop.eventLoop.makePromise(of: Found.self)
         context.services.loops.loop(of: key).post { loop in
@@ -69,21 +71,22 @@ package enum ListOffsetsHandler {
                 return
             }
             partition.whenOpen { partition in
-                promise.succeed(find(wanted, in: partition, on: loop))
+                promise.succeed(find(wanted, in: partition, readsCommitted: readsCommitted, on: loop))
             }
         }
         return promise.futureResult
     }
 
     private static func find(
-        _ wanted: ListOffsetsRequest.ListOffsetsPartition, in partition: Partition, on loop: BrokerLoop
+        _ wanted: ListOffsetsRequest.ListOffsetsPartition, in partition: Partition, readsCommitted: Bool,
+        on loop: BrokerLoop
     ) -> Found {
         let leadership = partition.checkLeadership(currentLeaderEpoch: wanted.currentLeaderEpoch)
         guard leadership == .none else { return Found(error: leadership) }
         guard case .success(let log) = partition.openLog else {
             return Found(error: .kafkaStorageError)
         }
-        let mark = partition.highWatermark
+        let mark = readsCommitted ? partition.lastStableOffset : partition.highWatermark
         func found(_ offset: Offset, timestamp: Int64 = -1) -> Found {
             Found(timestamp: timestamp, offset: offset.rawValue, epoch: log.leaderEpochs.epoch(at: offset)?.rawValue ?? -1)
         }

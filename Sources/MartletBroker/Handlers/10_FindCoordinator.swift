@@ -5,7 +5,7 @@ internal import MartletLogModel
 internal import NIOCore
 
 /// FindCoordinator (key 10). Versions: 1 adds the key type, 4 asks for several keys (KIP-699), 6 share groups
-/// (KIP-932). The offsets topic is created when somebody first asks for a group's coordinator.
+/// (KIP-932). The topic of a coordinator is created when somebody first asks for it.
 package enum FindCoordinatorHandler {
     private enum KeyType {
         static let group: Int8 = 0
@@ -13,20 +13,28 @@ package enum FindCoordinatorHandler {
     }
 
     package static func handle(_ request: FindCoordinatorRequest, _ context: RequestContext) {
-        guard request.keyType == KeyType.group, context.image.topicID(named: TopicName.consumerOffsets) == nil else {
+        guard let topic = topic(of: request.keyType), context.image.topicID(named: topic) == nil else {
             context.respond(response(request, context))
             return
         }
         let loop = context.loop
-        let created = context.services.controller.autoCreateTopics([TopicName.consumerOffsets]).hop(to: loop.eventLoop)
+        let created = context.services.controller.autoCreateTopics([topic]).hop(to: loop.eventLoop)
         created.assumeIsolated().whenComplete { result in
             switch result {
             case .success:
                 break
             case .failure(let error):
-                loop.logger.error("the offsets topic cannot be created", metadata: ["cause": "\(error)"])
+                loop.logger.error("\(topic) cannot be created", metadata: ["cause": "\(error)"])
             }
             context.respond(response(request, context))
+        }
+    }
+
+    private static func topic(of keyType: Int8) -> String? {
+        switch keyType {
+        case KeyType.group: TopicName.consumerOffsets
+        case KeyType.transaction: TopicName.transactionState
+        case _: nil
         }
     }
 
@@ -57,20 +65,15 @@ package enum FindCoordinatorHandler {
     }
 
     private static func outcome(_ request: FindCoordinatorRequest, _ context: RequestContext) -> (ErrorCode, String?) {
-        switch request.keyType {
-        case KeyType.group:
-            guard context.image.topicID(named: TopicName.consumerOffsets) != nil else {
-                return (.coordinatorNotAvailable, "the topic of group offsets could not be created; see the broker's log")
-            }
-            return (.none, nil)
-        case KeyType.transaction:
-            // A code that ends the producer with an error: a retriable one would make it ask for ever.
+        guard let topic = topic(of: request.keyType) else {
             return (
-                .transactionalIDAuthorizationFailed,
-                "transactions are not served by this release; unset transactional.id"
+                .invalidRequest,
+                "coordinator type \(request.keyType) is not served; 0 is a consumer group, 1 a transactional id"
             )
-        case _:
-            return (.invalidRequest, "coordinator type \(request.keyType) is not served; 0 is a consumer group")
         }
+        guard context.image.topicID(named: topic) != nil else {
+            return (.coordinatorNotAvailable, "\(topic) could not be created; see the broker's log")
+        }
+        return (.none, nil)
     }
 }

@@ -1,5 +1,6 @@
 internal import Logging
 internal import MartletController
+internal import MartletCoordinators
 package import MartletKafkaProtocol
 internal import MartletLogModel
 package import NIOCore
@@ -9,20 +10,11 @@ internal import Synchronization
 /// no id is given twice, not even after a crash (KIP-98, KIP-730).
 ///
 /// An id and epoch that the producer has already count for transactional ids alone (KIP-360): nothing here could tell
-/// whether they are the latest. Transactional ids need the transaction coordinator, which this release does not have.
+/// whether they are the latest. Transactional ids are the transaction coordinator's.
 package enum InitProducerIDHandler {
     package static func handle(_ request: InitProducerIdRequest, _ context: RequestContext) {
-        guard request.transactionalID == nil else {
-            var response = InitProducerIdResponse()
-            context.loop.logger.warning(
-                "transactional producer refused",
-                metadata: [
-                    "client": "\(context.header.clientID ?? "")",
-                    "cause": "transactions are not served by this release; unset transactional.id",
-                ])
-            response.errorCode = ErrorCode.transactionalIDAuthorizationFailed.rawValue
-            context.respond(response)
-            return
+        if let transactionalID = request.transactionalID {
+            return initialize(transactionalID, request, context)
         }
         let id = context.services.producerIDs.next(controller: context.services.controller, on: context.loop.eventLoop)
         context.respond(
@@ -36,6 +28,44 @@ package enum InitProducerIDHandler {
                 // Retriable: the client asks again, the controller may be back then.
                 response.errorCode = ErrorCode.coordinatorNotAvailable.rawValue
                 return response
+            })
+    }
+}
+
+extension InitProducerIDHandler {
+    private static func initialize(
+        _ transactionalID: String, _ request: InitProducerIdRequest, _ context: RequestContext
+    ) {
+        @Sendable func respond(_ producer: ProducerIdentity?, _ code: ErrorCode) -> InitProducerIdResponse {
+            var response = InitProducerIdResponse()
+            response.errorCode = code.rawValue
+            response.producerID = producer?.id ?? -1
+            response.producerEpoch = producer?.epoch ?? -1
+            return response
+        }
+        // Both or neither: one alone says nothing (KIP-360).
+        guard (request.producerID >= 0) == (request.producerEpoch >= 0) else {
+            return context.respond(respond(nil, .invalidRequest))
+        }
+        let expected =
+            request.producerID >= 0
+            ? ProducerIdentity(id: request.producerID, epoch: request.producerEpoch) : nil
+        let (version, logger) = (context.version, context.loop.logger)
+        let (timeout, client) = (request.transactionTimeoutMs, context.header.clientID ?? "")
+        context.respond(
+            when: context.coordinate(
+                .initialize(transactionalID: transactionalID, timeoutMilliseconds: timeout, expected: expected)
+            ).map { response -> InitProducerIdResponse in
+                guard case .initialized(let producer, let code) = response else { return response.mismatch() }
+                if code == .invalidTransactionTimeout {
+                    logger.warning(
+                        "transactional producer refused",
+                        metadata: [
+                            "client": "\(client)",
+                            "cause": "transaction.timeout.ms \(timeout) is not within transaction.max.timeout.ms",
+                        ])
+                }
+                return respond(producer, version < 4 && code == .producerFenced ? .invalidProducerEpoch : code)
             })
     }
 }

@@ -29,6 +29,11 @@ package enum BrokerConfigName {
     package static let queuedMaxRequestBytes = "queued.max.request.bytes"
     package static let rack = "broker.rack"
     package static let socketRequestMaxBytes = "socket.request.max.bytes"
+    package static let transactionMaxTimeout = "transaction.max.timeout.ms"
+    package static let transactionTopicPartitions = "transaction.state.log.num.partitions"
+    package static let transactionTopicReplicationFactor = "transaction.state.log.replication.factor"
+    package static let transactionTopicSegmentBytes = "transaction.state.log.segment.bytes"
+    package static let transactionalIDExpiration = "transactional.id.expiration.ms"
 }
 
 /// Broker configurations: those a broker honours, and Kafka names that users carry in their files and that
@@ -44,7 +49,7 @@ package enum BrokerConfigTable {
     private static let tiered = "there is no tiered storage"
 
     package static let table = ConfigTable(
-        topicDefaults + broker + groups + accepted
+        topicDefaults + broker + groups + transactions + accepted
     )
 
     /// Broker-wide defaults of topic configurations, derived from the topic table so that both agree.
@@ -75,6 +80,24 @@ package enum BrokerConfigTable {
         }
         return rows
     }()
+
+    private static let transactions: [ConfigDefinition] = [
+        .init(
+            BrokerConfigName.transactionMaxTimeout, .int, default: "900000", .atLeast(1), readOnly: true,
+            "Longest transaction.timeout.ms that a producer may ask for."),
+        .init(
+            BrokerConfigName.transactionTopicPartitions, .int, default: "50", .atLeast(1), readOnly: true,
+            "Partitions of the topic of transactions; cannot be changed once it exists."),
+        .init(
+            BrokerConfigName.transactionTopicReplicationFactor, .short, default: "-1", .atLeast(-1), readOnly: true,
+            "Replicas of the topic of transactions; -1 means 3 in a cluster of three or more brokers, else 1."),
+        .init(
+            BrokerConfigName.transactionTopicSegmentBytes, .int, default: "104857600", .atLeast(1), readOnly: true,
+            "Segment size of the topic of transactions, which is compacted."),
+        .init(
+            BrokerConfigName.transactionalIDExpiration, .int, default: "604800000", .atLeast(1), readOnly: true,
+            "Milliseconds without a transaction after which a transactional id is forgotten."),
+    ]
 
     private static let broker: [ConfigDefinition] = [
         .init(
@@ -262,12 +285,7 @@ package enum BrokerConfigTable {
         ignored("socket.listen.backlog.size", .int, "50", "the broker takes the system's largest"),
         ignored("socket.receive.buffer.bytes", .int, "102400", "the system sizes socket buffers"),
         ignored("socket.send.buffer.bytes", .int, "102400", "the system sizes socket buffers"),
-        ignored("transaction.max.timeout.ms", .int, "900000", "transactions are not served yet"),
-        ignored("transaction.state.log.min.isr", .int, "2", "transactions are not served yet"),
-        ignored("transaction.state.log.num.partitions", .int, "50", "transactions are not served yet"),
-        ignored("transaction.state.log.replication.factor", .short, "3", "transactions are not served yet"),
-        ignored("transaction.state.log.segment.bytes", .int, "104857600", "transactions are not served yet"),
-        ignored("transactional.id.expiration.ms", .int, "604800000", "transactions are not served yet"),
+        ignored("transaction.state.log.min.isr", .int, "2", quorum),
         ignored("unclean.leader.election.interval.ms", .long, "300000", quorum),
     ]
 

@@ -24,6 +24,11 @@ package struct BrokerConfiguration: Sendable, Equatable {
     package var connectionsMaxIdleMilliseconds: Int64?
     package var maxConnections: Int
     package var socketRequestMaxBytes: Int
+    package var transactionMaxTimeoutMilliseconds: Int32
+    package var transactionTopicPartitionCount: Int32
+    package var transactionTopicReplicationFactor: Int16?
+    package var transactionTopicSegmentBytes: Int
+    package var transactionalIDExpirationMilliseconds: Int64
     package var queuedMaxRequestBytes: Int?
 
     package init(_ values: BrokerConfigValues) {
@@ -66,6 +71,12 @@ package struct BrokerConfiguration: Sendable, Equatable {
         connectionsMaxIdleMilliseconds = optional(BrokerConfigName.connectionsMaxIdle)
         maxConnections = Int(number(BrokerConfigName.maxConnections))
         socketRequestMaxBytes = Int(number(BrokerConfigName.socketRequestMaxBytes))
+        transactionMaxTimeoutMilliseconds = Int32(clamping: number(BrokerConfigName.transactionMaxTimeout))
+        transactionTopicPartitionCount = Int32(clamping: number(BrokerConfigName.transactionTopicPartitions))
+        transactionTopicReplicationFactor =
+            optional(BrokerConfigName.transactionTopicReplicationFactor).map { Int16(clamping: $0) }
+        transactionTopicSegmentBytes = Int(number(BrokerConfigName.transactionTopicSegmentBytes))
+        transactionalIDExpirationMilliseconds = number(BrokerConfigName.transactionalIDExpiration)
         queuedMaxRequestBytes = optional(BrokerConfigName.queuedMaxRequestBytes).map { Int($0) }
     }
 }

@@ -79,8 +79,8 @@ extension ClusterController {
         try checkCapacity(adding: assignments.count, topics: 1, batch: batch)
         var overrides = try validatedOverrides(
             topic.configs.map { (name: $0.name, value: $0.value) }, topic: topic.name)
-        if topic.name == TopicName.consumerOffsets {
-            overrides.merge(offsetsTopicOverrides()) { given, _ in given }
+        if let internalOverrides = internalTopicOverrides(topic.name) {
+            overrides.merge(internalOverrides) { given, _ in given }
         }
 
         batch.topicCount += 1
@@ -105,15 +105,20 @@ extension ClusterController {
             name: topic.name, id: id, assignments: assignments, overrides: overrides, records: records)
     }
 
-    /// The topic of committed offsets keeps the last record per key, in segments that compaction gets through
-    /// quickly, and takes the record of a large group.
-    private borrowing func offsetsTopicOverrides() -> [String: String] {
-        [
+    /// The topics of coordinators keep the last record per key, in segments that compaction gets through quickly,
+    /// and take the record of a large group or transaction.
+    private borrowing func internalTopicOverrides(_ name: String) -> [String: String]? {
+        let segmentBytes: Int
+        switch name {
+        case TopicName.consumerOffsets: segmentBytes = state.brokerConfiguration.offsetsTopicSegmentBytes
+        case TopicName.transactionState: segmentBytes = state.brokerConfiguration.transactionTopicSegmentBytes
+        case _: return nil
+        }
+        return [
             TopicConfigName.cleanupPolicy: "compact",
             TopicConfigName.compressionType: "producer",
-            TopicConfigName.maxMessageBytes: String(ControllerLimits.offsetsTopicMessageBytes),
-            TopicConfigName.segmentBytes: String(
-                max(1_048_576, state.brokerConfiguration.offsetsTopicSegmentBytes)),
+            TopicConfigName.maxMessageBytes: String(ControllerLimits.coordinatorTopicMessageBytes),
+            TopicConfigName.segmentBytes: String(max(1_048_576, segmentBytes)),
         ]
     }
 
@@ -145,9 +150,11 @@ extension ClusterController {
         var partitionCount = topic.numPartitions
         if partitionCount == -1 {
             partitionCount =
-                topic.name == TopicName.consumerOffsets
-                ? state.brokerConfiguration.offsetsTopicPartitionCount
-                : state.brokerConfiguration.defaultPartitionCount
+                switch topic.name {
+                case TopicName.consumerOffsets: state.brokerConfiguration.offsetsTopicPartitionCount
+                case TopicName.transactionState: state.brokerConfiguration.transactionTopicPartitionCount
+                case _: state.brokerConfiguration.defaultPartitionCount
+                }
         }
         guard partitionCount > 0 else {
             throw .init(
@@ -161,9 +168,11 @@ extension ClusterController {
             )
         }
         let configured =
-            topic.name == TopicName.consumerOffsets
-            ? state.brokerConfiguration.offsetsTopicReplicationFactor
-            : state.brokerConfiguration.defaultReplicationFactor
+            switch topic.name {
+            case TopicName.consumerOffsets: state.brokerConfiguration.offsetsTopicReplicationFactor
+            case TopicName.transactionState: state.brokerConfiguration.transactionTopicReplicationFactor
+            case _: state.brokerConfiguration.defaultReplicationFactor
+            }
         let factor =
             topic.replicationFactor == -1
             ? state.replicationFactor(configured: configured) : topic.replicationFactor

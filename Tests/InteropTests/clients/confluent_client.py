@@ -122,6 +122,106 @@ def acks_and_idempotence():
             equal([as_record(message) for message in read_all(broker, topic, 1000)], records, name)
 
 
+def committed_values(broker, topic, count, **settings):
+    """Values that a read_committed consumer is shown."""
+    found = read_all(broker, topic, count, isolation_level="read_committed", **settings)
+    return [message.value().decode() for message in found]
+
+
+@scenario
+def transactions_are_all_or_nothing():
+    with Broker() as broker:
+        topics = [broker.create("left"), broker.create("right")]
+        client = producer(broker, transactional_id="both", transaction_timeout_ms=60000)
+        client.init_transactions(30)
+        expected = []
+        for round in range(20):
+            client.begin_transaction()
+            for topic in topics:
+                for part in range(5):
+                    client.produce(topic, value=f"{round}-{part}", partition=0)
+            if round % 3 == 1:
+                client.flush(30)
+                client.abort_transaction(30)
+            else:
+                client.commit_transaction(30)
+                expected += [f"{round}-{part}" for part in range(5)]
+        for topic in topics:
+            equal(committed_values(broker, topic, len(expected)), expected, topic)
+            equal(len(read_all(broker, topic, 100, isolation_level="read_uncommitted")), 100, "all records")
+
+
+@scenario
+def a_new_transactional_producer_fences_the_old_one():
+    with Broker() as broker:
+        topic = broker.create("fenced")
+        old = producer(broker, transactional_id="one")
+        old.init_transactions(30)
+        old.begin_transaction()
+        old.produce(topic, value="old", partition=0)
+        old.flush(30)
+        new = producer(broker, transactional_id="one")
+        new.init_transactions(30)
+        new.begin_transaction()
+        new.produce(topic, value="new", partition=0)
+        new.commit_transaction(30)
+        error = raises(KafkaException, lambda: old.commit_transaction(30))
+        check(error.args[0].fatal(), f"the old producer is fenced for good: {error}")
+        equal(committed_values(broker, topic, 1), ["new"], "records")
+
+
+@scenario
+def a_transaction_over_its_timeout_is_aborted():
+    with Broker() as broker:
+        topic = broker.create("slow")
+        client = producer(broker, transactional_id="slow", transaction_timeout_ms=1000, message_timeout_ms=1000)
+        client.init_transactions(30)
+        client.begin_transaction()
+        client.produce(topic, value="too late", partition=0)
+        client.flush(10)
+        send_all(broker, topic, [(None, b"behind", None, 0)])
+        equal(committed_values(broker, topic, 1), ["behind"], "records behind the aborted one")
+        raises(KafkaException, lambda: client.commit_transaction(30))
+
+
+@scenario
+def exactly_once_copy():
+    """Consume, transform, produce with the offsets in the transaction, through crashes of the copier."""
+    with Broker() as broker:
+        source, target = broker.create("source"), broker.create("target")
+        count = 400
+        send_all(broker, source, [(None, str(number).encode(), None, 0) for number in range(count)])
+        draw = random.Random(7)
+        copied = 0
+        while copied < count:
+            reader = consumer(broker, group="copier", isolation_level="read_committed")
+            reader.subscribe([source])
+            writer = producer(broker, transactional_id="copier")
+            writer.init_transactions(30)
+            while copied < count:
+                batch = reader.consume(draw.randint(1, 40), timeout=5)
+                if not batch:
+                    continue
+                writer.begin_transaction()
+                for message in batch:
+                    check(message.error() is None, f"{message.error()}")
+                    writer.produce(target, value=message.value(), partition=0)
+                writer.send_offsets_to_transaction(
+                    reader.position(reader.assignment()), reader.consumer_group_metadata(), 30)
+                fate = draw.random()
+                if fate < 0.15:
+                    # The copier dies with the transaction open; the next one takes over.
+                    break
+                if fate < 0.3:
+                    writer.abort_transaction(30)
+                    break
+                writer.commit_transaction(30)
+                copied += len(batch)
+            reader.close()
+            del writer
+        equal(committed_values(broker, target, count), [str(number) for number in range(count)], "copies")
+
+
 @scenario
 def offsets_by_timestamp():
     with Broker() as broker:
