@@ -1,4 +1,5 @@
 package import MartletLogModel
+import MartletRecordBatch
 package import NIOCore
 import Synchronization
 
@@ -59,9 +60,16 @@ package final class PartitionCheckpoint: Sendable {
     func logStartIsDurable(_ offset: Offset) {
         _ = durableLogStartValue.max(offset.rawValue, ordering: .acquiringAndReleasing)
     }
+    /// The one way down, for ``PartitionLog/repair()``: no log reaches to where this one is said to start.
+    func lowerLogStart(to offset: Offset) {
+        proposedLogStartValue.store(offset.rawValue, ordering: .releasing)
+        durableLogStartValue.store(offset.rawValue, ordering: .releasing)
+    }
 }
 
-/// Text file of `topic partition offset` rows under a version and a count line, as Kafka writes them.
+/// Text file of `topic partition offset` rows under a version and a count line, as Kafka writes them. The last
+/// row holds the checksum of all before it: a row like the others, of a topic that cannot exist, so that
+/// Kafka's tools read the file. A file without it, as Kafka writes them, is taken as it is.
 package enum OffsetCheckpoint {
     package static let recoveryPoint = "recovery-point-offset-checkpoint"
     package static let logStart = "log-start-offset-checkpoint"
@@ -69,20 +77,39 @@ package enum OffsetCheckpoint {
     package static let compactedEnd = "cleaner-offset-checkpoint"
     /// A row is at most a topic name, two numbers and separators; this allows a million partitions.
     static let byteLimit = 300 << 20
+    /// `#` is in no topic's name, and two of them survive any one flipped bit.
+    private static let checksumTopic = "##crc32c"
+
+    /// What the next start makes of a directory without the file.
+    static func consequence(ofRemoving name: String) -> String {
+        switch name {
+        case recoveryPoint: "every log is then checked from its start"
+        case logStart: "every log then starts with its first segment, and what DeleteRecords took from that is back"
+        case compactedEnd: "gaps between offsets are then not told from those that compaction left"
+        default: "it is written anew"
+        }
+    }
 
     package static func encode(_ offsets: [(TopicPartition, Offset)]) -> ByteBuffer {
         var buffer = ByteBuffer()
         buffer.reserveCapacity(16 + offsets.count * 48)
-        buffer.writeString("0\n\(offsets.count)\n")
+        buffer.writeString("0\n\(offsets.count + 1)\n")
         for (partition, offset) in offsets {
             buffer.writeString("\(partition.topic) \(partition.partition) \(offset)\n")
         }
+        buffer.writeString("\(checksumTopic) 0 \(crc32c(buffer))\n")
         return buffer
     }
 
-    /// `nil` when the bytes are not such a file.
+    /// `nil` when the bytes are not such a file, or not as they were written.
     package static func decode(_ buffer: ByteBuffer) -> [TopicPartition: Offset]? {
-        guard let rows = CheckpointText.decode(buffer, columns: 3) else { return nil }
+        guard var rows = CheckpointText.decode(buffer, columns: 3) else { return nil }
+        if let last = rows.last, last[0] == checksumTopic {
+            guard let newline = buffer.readableBytesView.dropLast().lastIndex(of: UInt8(ascii: "\n")),
+                last[1] == "0", last[2] == "\(crc32c(buffer, range: buffer.readerIndex..<newline + 1))"
+            else { return nil }
+            rows.removeLast()
+        }
         var offsets: [TopicPartition: Offset] = [:]
         offsets.reserveCapacity(rows.count)
         for row in rows {

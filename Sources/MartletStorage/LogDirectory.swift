@@ -134,17 +134,29 @@ package final class LogDirectory<D: Disk>: Sendable {
         let logStarts = try Self.readCheckpoint(OffsetCheckpoint.logStart, in: path, disk)
         let highWatermarks = try Self.readCheckpoint(OffsetCheckpoint.highWatermark, in: path, disk)
         let compactedEnds = try Self.readCheckpoint(OffsetCheckpoint.compactedEnd, in: path, disk)
-        for partition in Set(recoveryPoints.keys).union(logStarts.keys).union(highWatermarks.keys) {
+        // The files are written in a fixed order: where a later one is, an earlier one has been removed.
+        let lacksLogStarts = logStarts == nil && (compactedEnds ?? recoveryPoints ?? highWatermarks) != nil
+        let lacksCompactedEnds = compactedEnds == nil && (recoveryPoints ?? highWatermarks) != nil
+        let isClean = mark != nil && recoveryPoints != nil
+        let known = [recoveryPoints, logStarts, highWatermarks].flatMap { $0?.keys.map(\.self) ?? [] }
+        for partition in Set(known) {
+            let recoveryPoint = recoveryPoints?[partition] ?? .zero
             table.checkpoints[partition] = PartitionCheckpoint(
-                partition: partition, recoveryPoint: recoveryPoints[partition] ?? .zero,
-                logStart: logStarts[partition] ?? .zero, highWatermark: highWatermarks[partition] ?? .zero,
-                compactedEnd: compactedEnds[partition] ?? .zero, isClean: mark != nil)
+                partition: partition, recoveryPoint: recoveryPoint,
+                logStart: lacksLogStarts
+                    ? try Self.firstBaseOffset(path + "/" + partition.description, disk)
+                    : logStarts?[partition] ?? .zero,
+                highWatermark: highWatermarks?[partition] ?? .zero,
+                compactedEnd: lacksCompactedEnds ? recoveryPoint : compactedEnds?[partition] ?? .zero,
+                isClean: isClean)
         }
         for name in names where !name.hasPrefix(".") {
             if let partition = Self.partition(of: name) {
                 if table.checkpoints[partition] == nil {
                     table.checkpoints[partition] = PartitionCheckpoint(
-                        partition: partition, isClean: mark != nil)
+                        partition: partition,
+                        logStart: lacksLogStarts ? try Self.firstBaseOffset(path + "/" + name, disk) : .zero,
+                        isClean: isClean)
                 }
             } else if name.hasSuffix("-delete") {
                 table.strayDeleted.append(name)
@@ -201,13 +213,26 @@ package final class LogDirectory<D: Disk>: Sendable {
 
     private static func readCheckpoint(
         _ name: String, in path: String, _ disk: D
-    ) throws -> [TopicPartition: Offset] {
-        guard let bytes = try disk.readAll(path + "/" + name, limit: OffsetCheckpoint.byteLimit) else { return [:] }
+    ) throws -> [TopicPartition: Offset]? {
+        guard let bytes = try disk.readAll(path + "/" + name, limit: OffsetCheckpoint.byteLimit) else { return nil }
         guard let offsets = OffsetCheckpoint.decode(bytes) else {
             throw StorageError.directoryRefused(
-                "\(path)/\(name) is damaged; restore it, or remove it to have every partition checked from its start")
+                "\(path)/\(name) is damaged; restore it, or remove it: "
+                    + OffsetCheckpoint.consequence(ofRemoving: name))
         }
         return offsets
+    }
+
+    /// Base offset of the first segment in a partition's folder; zero without one.
+    private static func firstBaseOffset(_ folder: String, _ disk: D) throws(DiskError) -> Offset {
+        do {
+            let bases = try disk.list(folder).compactMap { LogFileName.parse($0) }
+                .filter { $0.kind == LogFileName.log && $0.offset <= Offset.storedLimit }.map(\.offset)
+            return Offset(bases.min() ?? 0)
+        } catch {
+            guard error.kind == .notFound else { throw error }
+            return .zero
+        }
     }
 
     /// `topic-partition` names; nil for anything else.
@@ -328,16 +353,15 @@ package final class LogDirectory<D: Disk>: Sendable {
             }
             return Result { () throws(DiskError) in
                 // Log starts first: a recovery point never refers to a log that starts later than recorded.
+                // The order also tells the next start which file somebody has removed.
                 try replace(OffsetCheckpoint.logStart, OffsetCheckpoint.encode(starts), &written)
                 for (checkpoint, start) in zip(checkpoints, starts.isEmpty ? [] : allStarts(checkpoints, starts)) {
                     checkpoint.logStartIsDurable(start)
                 }
+                try replace(OffsetCheckpoint.compactedEnd, OffsetCheckpoint.encode(compacted), &written)
                 try replace(OffsetCheckpoint.recoveryPoint, OffsetCheckpoint.encode(recovery), &written)
                 for (checkpoint, point) in zip(checkpoints, recovery) { checkpoint.recoveryPointIsDurable(point.1) }
                 try replace(OffsetCheckpoint.highWatermark, OffsetCheckpoint.encode(marks), &written)
-                if !compacted.isEmpty || written[OffsetCheckpoint.compactedEnd] != nil {
-                    try replace(OffsetCheckpoint.compactedEnd, OffsetCheckpoint.encode(compacted), &written)
-                }
                 for folder in emptied.sorted() { try rowsAreGone(of: folder) }
             }
         }

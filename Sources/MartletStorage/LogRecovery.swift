@@ -179,7 +179,7 @@ extension PartitionLog {
         let reached = try active.walk(
             from: start, to: fileSize, now: now, indexInterval: configuration.indexIntervalBytes,
             accept: { (_: RecordBatchHeader, _: Int) throws(ReadError) -> Bool in true })
-        guard reached == fileSize, active.endOffset >= checkpoint.recoveryPoint else {
+        guard reached == fileSize, active.endOffset >= max(checkpoint.recoveryPoint, logStartOffset) else {
             active.size = fileSize
             return false
         }
@@ -262,9 +262,10 @@ extension PartitionLog {
         var foundMarkers = false
         var checked: Checked { Checked(raisesRecoveryPoint: false, foundMarkers: foundMarkers) }
         let recoveryPoint = checkpoint.recoveryPoint
-        // What ends before the log start is on its way out, perhaps with holes.
-        let first = max(recoveryPoint, logStartOffset)
-        let firstIndex = segments.lastIndex { $0.baseOffset <= first } ?? 0
+        // A log start is taken from what is flushed, so a log that ends before it has lost something. What ends
+        // before it is on its way out, perhaps with holes.
+        let flushedEnd = max(recoveryPoint, logStartOffset)
+        let firstIndex = segments.lastIndex { $0.baseOffset <= flushedEnd } ?? 0
         var changed = false
         var end = segments[firstIndex].baseOffset
         for index in firstIndex..<segments.count {
@@ -273,7 +274,7 @@ extension PartitionLog {
             let isGap = index > firstIndex && segment.baseOffset > end && segment.baseOffset > checkpoint.compactedEnd
             if isGap || (index > firstIndex && segment.baseOffset < end) {
                 // The segment before ended early or late, and this one has its own bytes.
-                if try judge(segmentIndex: index, position: 0, end: end, recoveryPoint: recoveryPoint) {
+                if try judge(segmentIndex: index, position: 0, end: end, flushedEnd: flushedEnd) {
                     return checked
                 }
                 changed = true
@@ -313,7 +314,7 @@ extension PartitionLog {
             segment.firstAppend = segment.size > 0 ? try firstTimestamp(of: segment, now: now) : nil
             if reached < fileSize {
                 changed = true
-                if try judge(segmentIndex: index, position: reached, end: end, recoveryPoint: recoveryPoint) {
+                if try judge(segmentIndex: index, position: reached, end: end, flushedEnd: flushedEnd) {
                     return checked
                 }
                 break
@@ -323,10 +324,10 @@ extension PartitionLog {
             if nextBase != nil { completeIndexes(of: segment) }
             if end > recoveryPoint { changed = true }
         }
-        if end < recoveryPoint {
+        if end < flushedEnd {
             _ = try judge(
                 segmentIndex: segments.count - 1, position: segments.last?.size ?? 0, end: end,
-                recoveryPoint: recoveryPoint)
+                flushedEnd: flushedEnd)
             return checked
         }
         setEnds(end, flushed: recoveryPoint)
@@ -359,14 +360,16 @@ extension PartitionLog {
     /// Decides about bytes that are no batch, at `position` of a segment. Returns true when the log is
     /// damaged: everything from there on is kept, a copy is in quarantine, the log goes no further. Else
     /// the torn tail is cut.
-    private func judge(segmentIndex: Int, position: Int, end: Offset, recoveryPoint: Offset) throws -> Bool {
+    private func judge(segmentIndex: Int, position: Int, end: Offset, flushedEnd: Offset) throws -> Bool {
         let verdict = try TailVerdict.of(
             segments[segmentIndex...].map { (file: try $0.file(), size: try $0.file().file.size()) },
             from: position, expectedOffset: end)
         recovery.quarantinedBytes += try quarantine(fromSegment: segmentIndex, position: position, end: end)
         let detail: String
-        if end < recoveryPoint {
-            detail = "offsets up to \(recoveryPoint) were flushed, but no valid batch is at \(end)"
+        if end < checkpoint.recoveryPoint {
+            detail = "offsets up to \(checkpoint.recoveryPoint) were flushed, but no valid batch is at \(end)"
+        } else if end < flushedEnd {
+            detail = "\(OffsetCheckpoint.logStart) says that the log starts at \(flushedEnd), but it ends at \(end)"
         } else {
             switch verdict {
             case .tornTail:
@@ -496,6 +499,11 @@ extension PartitionLog {
             throw .offline(topicPartition, detail: "\(error)")
         }
         self.damage = nil
+        if let first = segments.first, logStartOffset > damage.offset {
+            // No log reaches to the start on record: better to show what is there than to hide it.
+            logStartOffset = first.baseOffset
+            checkpoint.lowerLogStart(to: first.baseOffset)
+        }
         let end = max(damage.offset, logStartOffset)
         leaderEpochs.truncate(toEnd: end)
         setEnds(end, flushed: end)

@@ -162,9 +162,11 @@ import Testing
         log.recordHighWatermark(Offset(3))
         try #require(try log.deleteRecords(before: Offset(2), highWatermark: Offset(3))).run()
         func text(_ name: String) -> String? { disk.content("/data/" + name).map { String(decoding: $0, as: UTF8.self) } }
-        #expect(text("recovery-point-offset-checkpoint") == "0\n1\norders 0 4\n")
-        #expect(text("log-start-offset-checkpoint") == "0\n1\norders 0 2\n")
-        #expect(text("replication-offset-checkpoint") == "0\n1\norders 0 3\n")
+        func checked(_ rows: String) -> String { rows + "##crc32c 0 \(crc32c(ByteBuffer(string: rows)))\n" }
+        #expect(text("recovery-point-offset-checkpoint") == checked("0\n2\norders 0 4\n"))
+        #expect(text("log-start-offset-checkpoint") == checked("0\n2\norders 0 2\n"))
+        #expect(text("replication-offset-checkpoint") == checked("0\n2\norders 0 3\n"))
+        #expect(text("cleaner-offset-checkpoint") == checked("0\n1\n"))
         #expect(text("orders-0/leader-epoch-checkpoint") == "0\n1\n0 0\n")
     }
 
@@ -175,6 +177,99 @@ import Testing
         try open(disk).close(clean: true)
         disk.setContent("/data/recovery-point-offset-checkpoint", Array(text.utf8))
         #expect(throws: StorageError.self) { try open(disk) }
+    }
+
+    @Test func `no flipped bit of a checkpoint file goes unnoticed`() throws {
+        let rows = [(TopicPartition("orders", 0), Offset(1042)), (TopicPartition("orders", 11), Offset(90))]
+        let whole = OffsetCheckpoint.encode(rows)
+        #expect(OffsetCheckpoint.decode(whole) == Dictionary(uniqueKeysWithValues: rows))
+        for bit in 0..<whole.readableBytes * 8 {
+            var bytes = Array(whole.readableBytesView)
+            bytes[bit / 8] ^= 1 << UInt8(bit % 8)
+            let offsets = OffsetCheckpoint.decode(ByteBuffer(bytes: bytes))
+            #expect(offsets == nil, "bit \(bit): \(String(decoding: bytes, as: UTF8.self))")
+        }
+    }
+
+    @Test func `checkpoint files as Kafka writes them are read`() throws {
+        #expect(OffsetCheckpoint.decode(ByteBuffer(string: "0\n1\norders 3 7\n")) == [TopicPartition("orders", 3): Offset(7)])
+        #expect(OffsetCheckpoint.decode(ByteBuffer(string: "0\n0\n")) == [:])
+    }
+
+    @Test func `a log start with a flipped digit is refused and no record is lost by it`() throws {
+        let (disk, _) = try diskWithRows()
+        let path = "/data/" + OffsetCheckpoint.logStart
+        let content = try #require(disk.content(path))
+        let flipped = String(decoding: content, as: UTF8.self).replacing("orders 0 12\n", with: "orders 0 16\n")
+        #expect(Array(flipped.utf8) != content)
+        let image = disk.crashed(seed: 1)
+        image.setContent(path, Array(flipped.utf8))
+        let files = image.files
+        let error = #expect(throws: StorageError.self) { try Fixture.directory(image) }
+        #expect(error?.description.contains("log-start-offset-checkpoint is damaged") == true)
+        #expect(image.files.filter { $0.hasSuffix(".log") } == files.filter { $0.hasSuffix(".log") })
+    }
+
+    @Test(arguments: [true, false])
+    func `removing the log starts, as the error advises, leaves every log usable`(clean: Bool) throws {
+        let (source, directory) = try diskWithRows()
+        if clean {
+            try Fixture.log(directory, .small()).close(clean: true)
+            try directory.close(clean: true)
+        }
+        let disk = source.crashed(seed: 1)
+        try disk.remove("/data/" + OffsetCheckpoint.logStart)
+        // A run that writes the file anew without opening the log.
+        try Fixture.directory(disk).writeCheckpoints()
+        let log = try Fixture.log(Fixture.directory(disk.crashed(seed: 1)), .small())
+        #expect(log.damage == nil)
+        #expect(log.logStartOffset > .zero && log.logStartOffset <= Offset(12) && log.logEndOffset == Offset(20))
+        #expect(try Fixture.readAll(log).count == Int(20 - log.logStartOffset.rawValue))
+    }
+
+    @Test func `removing the compacted ends leaves logs with compaction's gaps usable`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        var configuration = LogConfiguration.small()
+        configuration.compacts = true
+        configuration.minimumCleanableRatio = 0
+        let log = try Fixture.log(directory, configuration)
+        for index in 0..<20 {
+            try Fixture.append(log, Fixture.batch(bytes: 200, seed: UInt64(index), key: "key"))
+        }
+        let plan = try #require(try log.planCompaction(now: Fixture.now, ceiling: Offset(20)))
+        try log.installCompaction(try plan.run(), now: Fixture.now)
+        try Fixture.flush(log)
+        let left = try Fixture.offsets(Fixture.readAll(log))
+        #expect(left.count < 20)
+        try directory.writeCheckpoints()
+        let image = disk.crashed(seed: 1)
+        try image.remove("/data/" + OffsetCheckpoint.compactedEnd)
+        let again = try Fixture.log(Fixture.directory(image), configuration)
+        #expect(again.damage == nil)
+        #expect(try Fixture.offsets(Fixture.readAll(again)) == left)
+    }
+
+    @Test(arguments: [true, false])
+    func `a log start beyond the log's end hides and deletes nothing`(clean: Bool) throws {
+        let (disk, directory) = try diskWithRows()
+        if clean {
+            try Fixture.log(directory, .small()).close(clean: true)
+            try directory.close(clean: true)
+        }
+        let image = disk.crashed(seed: 1)
+        image.setContent("/data/" + OffsetCheckpoint.logStart, Array("0\n1\norders 0 90\n".utf8))
+        let logs = image.files.filter { $0.hasSuffix(".log") }
+        let again = try Fixture.log(Fixture.directory(image), .small())
+        #expect(again.damage?.detail.contains("log-start-offset-checkpoint") == true)
+        #expect(image.files.filter { $0.hasSuffix(".log") } == logs)
+        #expect(throws: AppendError.self) { try Fixture.append(again, Fixture.batch()) }
+        try again.repair()
+        #expect(again.logStartOffset <= Offset(12) && again.logEndOffset == Offset(20))
+        try Fixture.append(again, Fixture.batch(bytes: 100))
+        let last = try Fixture.log(Fixture.directory(image.crashed(seed: 1)), .small())
+        #expect(last.damage == nil && last.logEndOffset == Offset(21))
+        #expect(last.logStartOffset == again.logStartOffset)
     }
 
     @Test func `partition folder names are parsed strictly`() {
