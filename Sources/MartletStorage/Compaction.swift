@@ -170,6 +170,7 @@ package struct CompactionPlan<D: Disk>: Sendable {
         var scanner = BatchScanner(source.file, end: source.size, nonBlocking: false)
         var position = 0
         while position < source.size {
+            try directory.requireWritable(mayUseReserve: false)
             let header = try self.header(&scanner, source, position)
             let fate: Fate
             if header.baseOffset >= covered.rawValue {
@@ -397,7 +398,8 @@ extension PartitionLog {
     package static var defaultKeyLimit: Int { 500_000 }
 
     /// What to compact now; nil when there is too little to gain, a pass is under way, or the last one's
-    /// renames or the active segment's name (the log end's memory) are not flushed yet.
+    /// renames or the active segment's name (the log end's memory) are not flushed yet. Nil on a full disk, too,
+    /// whatever the topic: a pass needs room for a copy, and what is left is for commits and checkpoints.
     ///
     /// - Parameters:
     ///   - ceiling: exclusive; the high watermark or the last stable offset, whichever is lower.
@@ -405,7 +407,9 @@ extension PartitionLog {
     package func planCompaction(
         now: Timestamp, ceiling: Offset, force: Bool = false, keyLimit: Int = defaultKeyLimit
     ) throws(StorageError) -> CompactionPlan<D>? {
-        guard configuration.compacts, damage == nil, !compactionIsUnderWay, unflushedNames == nil else { return nil }
+        guard configuration.compacts, damage == nil, !compactionIsUnderWay, unflushedNames == nil,
+            directory.isWritable(mayUseReserve: false)
+        else { return nil }
         let ceiling = lastStableOffset(highWatermark: min(ceiling, flushedEndOffset))
         let youngest = now.rawValue - configuration.minimumCompactionLagMilliseconds
         var sources: [CompactionPlan<D>.Source] = []

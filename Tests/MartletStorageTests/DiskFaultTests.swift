@@ -215,4 +215,36 @@ import Testing
             }
         }
     }
+
+    @Test(arguments: [false, true])
+    func `compaction keeps away from what is left of a full disk`(mayUseReserve: Bool) throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        var configuration = LogConfiguration.small(segmentBytes: 400)
+        configuration.compacts = true
+        configuration.mayUseReserve = mayUseReserve
+        let log = try Fixture.log(directory, configuration)
+        for index in 0..<12 {
+            try Fixture.append(log, Fixture.batch(bytes: 80, seed: UInt64(index), key: "k"))
+        }
+        func plan() throws -> CompactionPlan<SimulatedDisk>? {
+            try log.planCompaction(now: Fixture.now, ceiling: log.flushedEndOffset, force: true)
+        }
+        let early = try #require(try plan())
+        // Another partition finds the disk full before the pass has begun.
+        let other = try Fixture.log(directory, partition: TopicPartition("orders", 1))
+        disk.fail(.write, .noSpace)
+        #expect(throws: (any Error).self) { try Fixture.append(other, Fixture.batch()) }
+        #expect(directory.state != .ok)
+        let error = #expect(throws: StorageError.self) { try early.run() }
+        guard case .diskFull? = error else {
+            Issue.record("\(String(describing: error))")
+            return
+        }
+        #expect(!disk.files.contains { $0.hasSuffix(".cleaned") })
+        log.abandonCompaction()
+        #expect(try plan() == nil)
+        directory.refreshDiskState()
+        #expect(try plan() != nil)
+    }
 }
