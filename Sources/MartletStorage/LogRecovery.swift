@@ -100,6 +100,7 @@ extension PartitionLog {
         try loadProducers(present, indexedEnd: checked.foundMarkers ? recoveryPoint : logEndOffset, now: now)
         if checked.raisesRecoveryPoint, unflushedAborted == nil { checkpoint.setRecoveryPoint(logEndOffset) }
         guard damage == nil else { return }
+        try rebuildMissingIndexes(present)
         if leaderEpochs != storedEpochs { markEpochsDirty() }
         // A crash may have come between the log start's way to the disk and the files' way out of the log.
         try retireBelowLogStart(now: now)
@@ -186,6 +187,26 @@ extension PartitionLog {
         active.firstAppend = active.size > 0 ? try firstTimestamp(of: active, now: now) : nil
         setEnds(active.endOffset, flushed: active.endOffset)
         return true
+    }
+
+    /// Makes the offset index of closed segments that have none, unless they are too short for one: without it
+    /// each read would walk the segment from its start. An index with wrong entries is found out by the first
+    /// search.
+    private func rebuildMissingIndexes(_ names: [String]) throws {
+        guard directory.isWritable(mayUseReserve: false) else { return }
+        let names = Set(names)
+        for segment in segments.dropLast()
+        where segment.size > 2 * configuration.indexIntervalBytes && segment.indexes.offsetCount == 0
+            && !names.contains(LogFileName.make(segment.baseOffset.rawValue, LogFileName.offsetIndex))
+        {
+            do throws(ReadError) {
+                try rebuildIndex(at: segment.baseOffset)
+            } catch {
+                // Damage in it is for those to know who read there.
+                guard case .storage(let error) = error, error.isDamage else { throw error }
+            }
+            segment.releaseFiles()
+        }
     }
 
     /// Position from which a walk has to start so that nothing before it needs to be known: the last place

@@ -128,6 +128,47 @@ import Testing
         }
     }
 
+    @Test(arguments: [true, false])
+    func `a missing offset index is made anew when the log is opened`(clean: Bool) throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory, .small(segmentBytes: 2000))
+        for index in 0..<60 { try Fixture.append(log, Fixture.batch(bytes: 100, seed: UInt64(index))) }
+        if clean { try Fixture.close(log, directory) } else { try directory.writeCheckpoints() }
+        let image = disk.crashed(seed: 1)
+        let paths = image.files.filter { $0.hasSuffix(".index") }.sorted().dropLast()
+        #expect(paths.count > 2)
+        for path in paths {
+            let lost = disk.crashed(seed: 1)
+            let content = try #require(lost.content(path))
+            #expect(!content.isEmpty)
+            try lost.remove(path)
+            let again = try Fixture.log(Fixture.directory(lost), .small(segmentBytes: 2000))
+            #expect(lost.content(path) == content, "\(path)")
+            try Fixture.flush(again)
+            #expect(lost.crashed(seed: 1).content(path) == content, "\(path)")
+            #expect(try Fixture.offsets(Fixture.readAll(again)) == Array(0..<60))
+        }
+    }
+
+    @Test func `damage in a segment without an index does not keep the others from being read`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory, .small(segmentBytes: 2000))
+        for index in 0..<60 { try Fixture.append(log, Fixture.batch(bytes: 100, seed: UInt64(index))) }
+        try Fixture.close(log, directory)
+        try disk.remove(Fixture.logPath(0, "index"))
+        // The length of the fourth batch.
+        let content = try #require(disk.content(Fixture.logPath(0)))
+        let header = try RecordBatchHeader(reading: ByteBuffer(bytes: content))
+        disk.flip(Fixture.logPath(0), byte: 3 * header.totalByteCount + 8, bit: 6)
+        let again = try Fixture.log(Fixture.directory(disk), .small(segmentBytes: 2000))
+        #expect(try Fixture.offsets(Fixture.readAll(again, from: Offset(30))) == Array(30..<60))
+        #expect(throws: ReadError.self) {
+            try again.locate(from: Offset(5), upTo: Offset(60), maxBytes: 1, minOneBatch: true)
+        }
+    }
+
     @Test func `a batch inside a torn record is not taken for a later batch`() throws {
         // The payload of the torn batch is itself a valid batch, but of offset 0: it cannot follow offset 3.
         let disk = SimulatedDisk()
