@@ -15,6 +15,17 @@ import Testing
         #expect(consumed.text.contains(" last: the end\n"))
     }
 
+    @Test func `without arguments an example tells into a pipe what it takes`() throws {
+        for (name, usage) in [
+            ("example-produce", "usage: example-produce HOST:PORT TOPIC COUNT\n"),
+            ("example-consume", "usage: example-consume HOST:PORT TOPIC GROUP\n"),
+        ] {
+            let result = try run(name)
+            #expect(result.text == usage)
+            #expect(result.status == 64)
+        }
+    }
+
     private func run(_ name: String, _ arguments: String...) throws -> ChildProcess.Result {
         try ChildProcess.run(BuildProducts.executable(name), arguments, seconds: 60)
     }

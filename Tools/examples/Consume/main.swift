@@ -6,10 +6,18 @@
 
 import MartletClient
 
+#if canImport(Glibc)
+import Glibc
+#elseif canImport(Musl)
+import Musl
+#elseif canImport(Darwin)
+import Darwin
+#endif
+
 let arguments = CommandLine.arguments
 guard arguments.count == 4 else {
     print("usage: example-consume HOST:PORT TOPIC GROUP")
-    throw ClientError(.invalidArgument, "three arguments are needed")
+    exit(64)
 }
 
 var configuration = try ConsumerConfiguration(bootstrap: arguments[1], groupID: arguments[3])

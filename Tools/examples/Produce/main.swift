@@ -7,10 +7,18 @@
 
 import MartletClient
 
+#if canImport(Glibc)
+import Glibc
+#elseif canImport(Musl)
+import Musl
+#elseif canImport(Darwin)
+import Darwin
+#endif
+
 let arguments = CommandLine.arguments
 guard arguments.count == 4, let count = Int(arguments[3]) else {
     print("usage: example-produce HOST:PORT TOPIC COUNT")
-    throw ClientError(.invalidArgument, "three arguments are needed")
+    exit(64)
 }
 
 var configuration = try ProducerConfiguration(bootstrap: arguments[1])
