@@ -4,7 +4,7 @@ import Testing
 
 /// Bytes from outside: whatever they are, the answer is a value or a typed error. A trap fails the process.
 @Suite struct FuzzTests {
-    @Test(arguments: CompressionCodec.allCases)
+    @Test(arguments: CompressionCodec.allCases.filter(\.isAvailable))
     func `any prefix of a batch is refused`(codec: CompressionCodec) throws {
         let batch = try build(smallRecords, .init(codec: codec))
         for length in 0..<batch.readableBytes {
@@ -14,7 +14,7 @@ import Testing
         }
     }
 
-    @Test(arguments: CompressionCodec.allCases)
+    @Test(arguments: CompressionCodec.allCases.filter(\.isAvailable))
     func `any flipped bit under the checksum is detected`(codec: CompressionCodec) throws {
         let batch = try build(smallRecords, .init(codec: codec))
         for bit in RecordBatchHeader.checksumStart * 8..<batch.readableBytes * 8 {
@@ -26,7 +26,7 @@ import Testing
         }
     }
 
-    @Test(arguments: CompressionCodec.allCases)
+    @Test(arguments: CompressionCodec.allCases.filter(\.isAvailable))
     func `flipped bits behind a right checksum never trap, and what passes can be read`(
         codec: CompressionCodec
     ) throws {
@@ -59,7 +59,7 @@ import Testing
         }
     }
 
-    @Test(arguments: CompressionCodec.allCases)
+    @Test(arguments: CompressionCodec.allCases.filter(\.isAvailable))
     func `random bytes as the record section never trap`(codec: CompressionCodec) throws {
         let validator = RecordValidator()
         for seed in UInt64(0)..<400 {

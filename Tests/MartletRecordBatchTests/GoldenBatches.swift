@@ -4,6 +4,7 @@
 // value and headers, which some clients leave uncompressed because it would not pay; "regular" are five
 // records of 20,000 bytes ("martlet N " again and again; 400 bytes for snappy).
 
+import MartletRecordBatch
 import Testing
 
 struct GoldenBatch: Sendable, CustomTestStringConvertible {
@@ -11,6 +12,7 @@ struct GoldenBatch: Sendable, CustomTestStringConvertible {
     var codec: String
     var isRegular: Bool
     var hex: String
+    var codecIsAvailable: Bool { CompressionCodec.allCases.contains { $0.name == codec && $0.isAvailable } }
     var testDescription: String { "\(client) \(codec) \(isRegular ? "regular" : "small")" }
 }
 

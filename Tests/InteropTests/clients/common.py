@@ -8,6 +8,7 @@ own on a free port with its data in a temporary folder, and ends it.
 """
 
 import contextlib
+import ctypes
 import os
 import pathlib
 import random
@@ -24,7 +25,24 @@ import traceback
 
 import wire
 
-CODECS = ["none", "gzip", "snappy", "lz4", "zstd"]
+# What the broker loads for a codec at its first use; without it batches of the codec are refused.
+CODEC_LIBRARIES = {"snappy": "libsnappy.so.1", "lz4": "liblz4.so.1", "zstd": "libzstd.so.1"}
+
+
+def usable(codec):
+    """Whether the broker can read the codec on this machine; says so when not."""
+    try:
+        if codec in CODEC_LIBRARIES:
+            ctypes.CDLL(CODEC_LIBRARIES[codec])
+        return True
+    except OSError:
+        print(f"{codec} is left out: no {CODEC_LIBRARIES[codec]} here", file=sys.stderr)
+        return False
+
+
+CODECS = [codec for codec in ("none", "gzip", "snappy", "lz4", "zstd") if usable(codec)]
+# For scenarios that want compression, whichever it is.
+ANY_CODEC = "lz4" if "lz4" in CODECS else "gzip"
 READY_SECONDS = 30
 COMMAND_SECONDS = 120
 
