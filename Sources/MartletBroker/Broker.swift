@@ -55,7 +55,7 @@ public final class Broker: Sendable {
         _ settings: BrokerSettings, logger: Logger = Logger(label: "martlet.broker")
     ) async throws -> Broker {
         let coreCount = System.coreCount
-        let group = MultiThreadedEventLoopGroup(numberOfThreads: coreCount)
+        let group = MultiThreadedEventLoopGroup(numberOfThreads: max(1, settings.eventLoopCount ?? coreCount))
         let flushPool = NIOThreadPool(numberOfThreads: flushThreadCount)
         let workPool = NIOThreadPool(numberOfThreads: max(2, coreCount))
         flushPool.start()

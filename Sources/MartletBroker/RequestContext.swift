@@ -14,6 +14,13 @@ package final class ConnectionState {
     package var produceGate = ProduceGate()
     /// From ApiVersions (KIP-511), for logs.
     package var clientSoftware: String?
+    /// Of the last request.
+    package var clientID: String?
+    /// Where the last Produce request went.
+    package var lastRoute: ProduceRoute?
+    /// See ``RequestContext/noteHome(_:)``.
+    var awayCount = 0
+    var moveCount = 0
 }
 
 /// One request on its way through a handler: where it came from, and how to answer it.
@@ -23,18 +30,12 @@ package struct RequestContext {
     package let header: RequestHeader
     package let ticket: UInt64
     package let connection: ServerConnection
+    package let state: ConnectionState
     package let loop: BrokerLoop
 
     package var version: Int16 { header.apiVersion }
     package var image: MetadataImage { loop.image }
     package var services: BrokerServices { loop.services }
-
-    package var state: ConnectionState {
-        guard let state = connection.attachment as? ConnectionState else {
-            preconditionFailure("connection \(connection.id) was opened without its state")
-        }
-        return state
-    }
 
     /// Answers with `response`, in the request's version.
     package func respond(_ response: some KafkaResponse) {

@@ -1,3 +1,4 @@
+internal import Logging
 package import MartletKafkaProtocol
 internal import MartletLogModel
 package import MartletTransport
@@ -15,20 +16,30 @@ package struct ServedAPI: Sendable {
         _ type: Request.Type, advertised: ClosedRange<Int16>? = nil,
         _ handle: @escaping @Sendable (Request, RequestContext) -> Void
     ) {
+        self.init(type, advertised: advertised ?? Request.versions) {
+            (reader: inout ProtocolReader, context: RequestContext) throws(DecodeError) in
+            handle(try Request(reading: &reader, version: context.version), context)
+        }
+    }
+
+    /// For a handler that reads the request itself.
+    private init<Request: KafkaRequest>(
+        _ type: Request.Type, advertised: ClosedRange<Int16>,
+        serve: @escaping @Sendable (inout ProtocolReader, RequestContext) throws(DecodeError) -> Void
+    ) {
         key = Request.apiKey
-        self.advertised = advertised ?? Request.versions
+        self.advertised = advertised
+        self.serve = serve
         encodeDefault = { (writer: inout ProtocolWriter, version: Int16) throws(EncodeError) in
             try Request().encode(into: &writer, version: version)
-        }
-        serve = { (reader: inout ProtocolReader, context: RequestContext) throws(DecodeError) in
-            handle(try Request(reading: &reader, version: context.version), context)
         }
     }
 
     /// Everything that has a working handler, and nothing else: the one list behind dispatch and ApiVersions.
     package static let all: [ServedAPI] = [
         // librdkafka before 2.11.1 stops compressing when the smallest Produce version is above 0 (KAFKA-18659).
-        ServedAPI(ProduceRequest.self, advertised: 0...ProduceRequest.versions.upperBound, ProduceHandler.handle),
+        ServedAPI(
+            ProduceRequest.self, advertised: 0...ProduceRequest.versions.upperBound, serve: ProduceHandler.receive),
         ServedAPI(FetchRequest.self, FetchHandler.handle),
         ServedAPI(ListOffsetsRequest.self, ListOffsetsHandler.handle),
         ServedAPI(MetadataRequest.self, MetadataHandler.handle),
@@ -67,23 +78,31 @@ package struct ServedAPI: Sendable {
         ServedAPI(DescribeTopicPartitionsRequest.self, DescribeTopicPartitionsHandler.handle),
     ]
 
-    private static let byKey: [Int16: ServedAPI] = Dictionary(uniqueKeysWithValues: all.map { ($0.key.rawValue, $0) })
+    /// Indexed by API key: looked at for each request.
+    private static let byKey: [ServedAPI?] = {
+        var table: [ServedAPI?] = Array(repeating: nil, count: Int(all.map(\.key.rawValue).max() ?? 0) + 1)
+        for api in all { table[Int(api.key.rawValue)] = api }
+        return table
+    }()
 
     /// Writes the body of a request with every field at its default, for tests of all keys and versions.
     package func encodeDefaultRequest(into writer: inout ProtocolWriter, version: Int16) throws(EncodeError) {
         try encodeDefault(&writer, version)
     }
 
-    package static func find(_ key: APIKey) -> ServedAPI? { byKey[key.rawValue] }
+    package static func find(_ key: APIKey) -> ServedAPI? {
+        let index = Int(key.rawValue)
+        return byKey.indices.contains(index) ? byKey[index] : nil
+    }
 }
 
 /// Turns frames into typed requests and hands them to their handlers; one per event loop.
 package final class RequestDispatcher: ServerRequestHandler {
     private unowned let loop: BrokerLoop
-    private let closed: () -> Void
+    private let closed: @Sendable () -> Void
 
     /// - Parameter closed: called once per connection that ends.
-    package init(loop: BrokerLoop, closed: @escaping () -> Void) {
+    package init(loop: BrokerLoop, closed: @escaping @Sendable () -> Void) {
         self.loop = loop
         self.closed = closed
     }
@@ -91,6 +110,18 @@ package final class RequestDispatcher: ServerRequestHandler {
     package func connectionOpened(_ connection: ServerConnection) {
         connection.attachment = ConnectionState()
         loop.add(connection)
+    }
+
+    package func connectionLeft(_ connection: ServerConnection) { loop.remove(connection) }
+
+    package func connectionArrived(_ connection: ServerConnection) {
+        loop.add(connection)
+        loop.logger.debug("connection goes on where its partition lives", metadata: ["connection": "\(connection.id)"])
+    }
+
+    /// The same for the loop that the connection moves to.
+    fileprivate func dispatcher(for target: BrokerLoop) -> RequestDispatcher {
+        RequestDispatcher(loop: target, closed: closed)
     }
 
     package func connectionClosed(_ connection: ServerConnection) {
@@ -103,15 +134,20 @@ package final class RequestDispatcher: ServerRequestHandler {
     }
 
     package func requestReceived(_ frame: ByteBuffer, ticket: UInt64, connection: ServerConnection) {
+        guard let state = connection.attachment as? ConnectionState else {
+            preconditionFailure("connection \(connection.id) was opened without its state")
+        }
         var reader = ProtocolReader(frame)
         let header: RequestHeader
         do throws(DecodeError) {
-            header = try RequestHeader(reading: &reader)
+            header = try RequestHeader(reading: &reader, expecting: state.clientID)
         } catch {
             connection.reject("the request header is malformed: \(error)")
             return
         }
-        let context = RequestContext(header: header, ticket: ticket, connection: connection, loop: loop)
+        if state.clientID != header.clientID { state.clientID = header.clientID }
+        let context = RequestContext(
+            header: header, ticket: ticket, connection: connection, state: state, loop: loop)
         guard let served = ServedAPI.find(header.apiKey) else {
             connection.reject("API key \(header.apiKey.rawValue) is not served; ApiVersions lists what is")
             return
@@ -119,7 +155,9 @@ package final class RequestDispatcher: ServerRequestHandler {
         guard header.apiKey.isKnown(header.apiVersion) else {
             if header.apiKey == .apiVersions {
                 let (response, downgraded) = ApiVersionsHandler.unsupported(header)
-                RequestContext(header: downgraded, ticket: ticket, connection: connection, loop: loop).respond(response)
+                RequestContext(
+                    header: downgraded, ticket: ticket, connection: connection, state: state, loop: loop
+                ).respond(response)
             } else {
                 context.reject("the version is not served; ApiVersions lists \(served.advertised)")
             }
@@ -130,5 +168,30 @@ package final class RequestDispatcher: ServerRequestHandler {
         } catch {
             context.reject("the request is malformed: \(error)")
         }
+    }
+}
+
+extension RequestContext {
+    /// Requests in a row for partitions of one other loop after which the connection moves there.
+    private static let awayLimit = 64
+    /// Moves of one connection: one whose partitions lie on several loops stays in the end.
+    private static let moveLimit = 8
+
+    /// Notes where the request's partition lives. A connection that works for another loop all the time moves
+    /// there, unless that loop has the more connections already: every batch it sends would cost a wake-up of
+    /// that loop's thread, and its bytes would pass from one core's cache to the other's.
+    func noteHome(_ home: BrokerLoop) {
+        guard home !== loop else {
+            state.awayCount = 0
+            return
+        }
+        state.awayCount += 1
+        guard state.awayCount >= Self.awayLimit else { return }
+        state.awayCount = 0
+        guard state.moveCount < Self.moveLimit, services.loops.mayMove(from: loop, to: home),
+            let dispatcher = connection.requestHandler as? RequestDispatcher
+        else { return }
+        state.moveCount += 1
+        connection.move(to: home.eventLoop, handler: dispatcher.dispatcher(for: home))
     }
 }

@@ -26,11 +26,14 @@ package struct RequestHeader: Hashable, Sendable {
 
     /// Of an unknown API, or of a version above the known ones, only the part common to all header versions
     /// is read: the tagged fields, if there are any, cannot be told from the body.
-    package init(reading r: inout ProtocolReader) throws(DecodeError) {
-        apiKey = APIKey(rawValue: try r.integer())
-        apiVersion = try r.integer()
+    ///
+    /// - Parameter clientID: of the connection's request before, which is likely to be this one's.
+    package init(reading r: inout ProtocolReader, expecting clientID: String? = nil) throws(DecodeError) {
+        let (key, version): (Int16, Int16) = try r.integers()
+        apiKey = APIKey(rawValue: key)
+        apiVersion = version
         correlationID = try r.integer()
-        clientID = try r.nullableString(false)
+        self.clientID = try r.nullableString(false, expecting: clientID ?? "")
         if apiKey.isKnown(apiVersion), apiKey.isFlexible(apiVersion) { try r.skipTaggedFields() }
     }
 

@@ -38,6 +38,16 @@ package struct ProtocolReader: Sendable {
         return value
     }
 
+    /// Two values in a row, read together.
+    package mutating func integers<T: FixedWidthInteger, U: FixedWidthInteger>(
+        as types: (T, U).Type = (T, U).self
+    ) throws(DecodeError) -> (T, U) {
+        guard let values = buffer.readMultipleIntegers(as: types) else {
+            throw truncated(MemoryLayout<T>.size + MemoryLayout<U>.size)
+        }
+        return values
+    }
+
     package mutating func bool() throws(DecodeError) -> Bool { try integer(as: Int8.self) != 0 }
 
     package mutating func float64() throws(DecodeError) -> Double {
@@ -95,6 +105,26 @@ package struct ProtocolReader: Sendable {
     package mutating func nullableString(_ flexible: Bool) throws(DecodeError) -> String? {
         guard let length = try (flexible ? compactLength() : shortLength()) else { return nil }
         return try text(length)
+    }
+
+    /// The same where the text is likely to be `expected`: then that is returned, and nothing is decoded.
+    package mutating func nullableString(_ flexible: Bool, expecting expected: String) throws(DecodeError) -> String? {
+        guard let length = try (flexible ? compactLength() : shortLength()) else { return nil }
+        if length == expected.utf8.count, length <= remaining, startsWith(expected.utf8) {
+            buffer.moveReaderIndex(forwardBy: length)
+            return expected
+        }
+        return try text(length)
+    }
+
+    private func startsWith(_ text: String.UTF8View) -> Bool {
+        let bytes = buffer.readableBytesUInt8Span
+        var index = 0
+        for byte in text {
+            if bytes[index] != byte { return false }
+            index += 1
+        }
+        return true
     }
 
     package mutating func bytes(_ flexible: Bool) throws(DecodeError) -> ByteBuffer {

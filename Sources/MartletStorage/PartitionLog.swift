@@ -73,25 +73,43 @@ package final class PartitionLog<D: Disk> {
     package internal(set) var flushedEndOffset: Offset
 
     private var staged: [StagedBatch] = []
-    private var run: [ByteBuffer] = []
+    /// The bytes of `staged`, in step with it: what one gathered write takes as it stands.
+    private var stagedBytes: [ByteBuffer] = []
+    private var segmentStarts: [SegmentStart] = []
+    private var stagedMarkers: [StagedMarker] = []
+    /// What staging has changed beside the log end, oldest first.
+    private var stagedChanges: [StagedChange] = []
     private var plannedTail: PlannedTail?
     private var flushIsUnderWay = false
 
-    /// A batch that has its offset but is not written.
+    /// A batch that has its offset but is not written. Without references, and what is rare is kept apart: small
+    /// batches come by the hundred thousand in a second.
     private struct StagedBatch {
-        var bytes: ByteBuffer
         var baseOffset: Int64
         var lastOffset: Int64
         var maxTimestamp: Int64
-        /// Set on the first batch of a new segment: the producers' state before this batch, encoded.
-        var segmentStart: ByteBuffer?
-        var producerID: Int64
-        var producerBefore: ProducerEntry?
-        /// Set where this batch is the marker of a transaction with records here.
-        var completed: CompletedTransaction?
-        /// Set where this batch began a new leader epoch.
-        var epochsBefore: LeaderEpochCache?
+        var byteCount: Int
         var now: Timestamp
+    }
+
+    /// A staged batch that begins a new segment.
+    private struct SegmentStart {
+        /// Its place among the staged batches.
+        var index: Int
+        /// The producers' state before this batch, encoded.
+        var snapshot: ByteBuffer
+    }
+
+    /// A staged batch that is the marker of a transaction with records here.
+    private struct StagedMarker {
+        /// Its place among the staged batches.
+        var index: Int
+        var completed: CompletedTransaction
+    }
+
+    private enum StagedChange {
+        case producer(Int64, before: ProducerEntry?)
+        case leaderEpochs(before: LeaderEpochCache)
     }
 
     /// The active segment as it will be when everything staged is written: where to roll is decided when
@@ -102,6 +120,16 @@ package final class PartitionLog<D: Disk> {
         var indexEntries: Int
         var bytesSinceEntry: Int
         var firstAppend: Timestamp?
+
+        mutating func add(_ byteCount: Int, indexInterval: Int, now: Timestamp) {
+            size += byteCount
+            if firstAppend == nil { firstAppend = now }
+            if bytesSinceEntry > indexInterval {
+                indexEntries += 1
+                bytesSinceEntry = 0
+            }
+            bytesSinceEntry += byteCount
+        }
     }
 
     init(
@@ -213,25 +241,22 @@ package final class PartitionLog<D: Disk> {
         _ batch: ByteBuffer, header: RecordBatchHeader, leaderEpoch: LeaderEpoch, now: Timestamp,
         marker: EndTransactionMarker?
     ) {
-        var entry = StagedBatch(
-            bytes: batch, baseOffset: header.baseOffset, lastOffset: header.lastOffset,
-            maxTimestamp: header.maxTimestamp, segmentStart: nil, producerID: header.producerID,
-            producerBefore: nil, completed: nil, epochsBefore: nil, now: now)
         let byteCount = batch.readableBytes
         if needsRoll(byteCount: byteCount, lastOffset: header.lastOffset, now: now) {
-            entry.segmentStart = producers.encode()
+            segmentStarts.append(SegmentStart(index: staged.count, snapshot: producers.encode()))
             plannedTail = PlannedTail(
                 baseOffset: header.baseOffset, size: 0, indexEntries: 0, bytesSinceEntry: 0, firstAppend: now)
         }
         if leaderEpoch.rawValue >= 0, leaderEpochs.isNew(leaderEpoch) {
-            entry.epochsBefore = leaderEpochs
+            stagedChanges.append(.leaderEpochs(before: leaderEpochs))
             leaderEpochs.assign(leaderEpoch, startOffset: Offset(header.baseOffset))
         }
         if header.hasProducerID {
-            entry.producerBefore = producers.apply(header, now: now, marker: marker)
-            if let marker, let first = entry.producerBefore?.transactionFirstOffset {
+            let before = producers.apply(header, now: now, marker: marker)
+            stagedChanges.append(.producer(header.producerID, before: before))
+            if let marker, let first = before?.transactionFirstOffset {
                 let completed = producers.completed(header, marker: marker, first: first)
-                entry.completed = completed
+                stagedMarkers.append(StagedMarker(index: staged.count, completed: completed))
                 uncommittedMarkers.append(completed)
             }
             if producers.entries.count > configuration.producerLimit {
@@ -240,14 +265,12 @@ package final class PartitionLog<D: Disk> {
                     limit: configuration.producerLimit)
             }
         }
-        plannedTail?.size += byteCount
-        if plannedTail?.firstAppend == nil { plannedTail?.firstAppend = now }
-        if let since = plannedTail?.bytesSinceEntry, since > configuration.indexIntervalBytes {
-            plannedTail?.indexEntries += 1
-            plannedTail?.bytesSinceEntry = 0
-        }
-        plannedTail?.bytesSinceEntry += byteCount
-        staged.append(entry)
+        plannedTail?.add(byteCount, indexInterval: configuration.indexIntervalBytes, now: now)
+        staged.append(
+            StagedBatch(
+                baseOffset: header.baseOffset, lastOffset: header.lastOffset, maxTimestamp: header.maxTimestamp,
+                byteCount: byteCount, now: now))
+        stagedBytes.append(batch)
         logEndOffset = Offset(header.lastOffset + 1)
     }
 
@@ -269,7 +292,7 @@ package final class PartitionLog<D: Disk> {
     }
 
     package var hasStaged: Bool { !staged.isEmpty }
-    package var stagedByteCount: Int { staged.reduce(0) { $0 + $1.bytes.readableBytes } }
+    package var stagedByteCount: Int { staged.reduce(0) { $0 + $1.byteCount } }
 
     /// Writes everything staged: one gathered write per segment. On a failure all of it is undone (log
     /// end, producers, epochs, file sizes) and may be staged again by its producers.
@@ -286,65 +309,66 @@ package final class PartitionLog<D: Disk> {
             throw error
         }
         do {
-            var index = 0
             var target = segments.last
             var position = sizeBefore
-            while index < staged.count {
-                if staged[index].segmentStart != nil {
+            var start = 0
+            var starts = segmentStarts[...]
+            while start < staged.count {
+                if let first = starts.first, first.index == start {
+                    starts.removeFirst()
                     try prepareFolder()
                     let segment = try Segment(
-                        creatingIn: folder, disk: disk, baseOffset: Offset(staged[index].baseOffset),
-                        now: staged[index].now)
+                        creatingIn: folder, disk: disk, baseOffset: Offset(staged[start].baseOffset),
+                        now: staged[start].now)
                     created.append(segment)
                     target = segment
                     position = 0
                 }
                 guard let segment = target else { preconditionFailure("the first batch starts a segment") }
-                run.removeAll(keepingCapacity: true)
+                let end = starts.first?.index ?? staged.count
                 var byteCount = 0
-                repeat {
-                    run.append(staged[index].bytes)
-                    byteCount += staged[index].bytes.readableBytes
-                    index += 1
-                } while index < staged.count && staged[index].segmentStart == nil
+                for index in start..<end { byteCount += staged[index].byteCount }
                 let file = try segment.file()
                 reserve(segment, file, end: position + byteCount)
-                try file.file.write(run, at: position)
+                try file.file.write(
+                    end - start == stagedBytes.count ? stagedBytes : Array(stagedBytes[start..<end]), at: position)
                 position += byteCount
+                start = end
             }
         } catch {
-            run.removeAll(keepingCapacity: true)
             let failure = directory.record(error)
             undoWrites(created: created, sizeBefore: sizeBefore)
             precondition(segments.count == segmentCountBefore, "undo leaves the segments alone")
             undoStaged()
             throw failure
         }
-        run.removeAll(keepingCapacity: true)
         commitWrites(created: created)
     }
 
     /// Everything is in the operating system: bring memory up to date. Cannot fail.
     private func commitWrites(created: [Segment<D>]) {
-        var next = created.makeIterator()
-        var epochsChanged = false
-        for entry in staged {
-            if let snapshot = entry.segmentStart, let segment = next.next() {
-                if let sealed = segments.last { seal(sealed, snapshot: snapshot, at: Offset(entry.baseOffset)) }
-                segments.append(segment)
+        var starts = segmentStarts[...]
+        var markers = stagedMarkers[...]
+        for index in staged.indices {
+            let batch = staged[index]
+            if let start = starts.first, start.index == index {
+                if let sealed = segments.last { seal(sealed, snapshot: start.snapshot, at: Offset(batch.baseOffset)) }
+                segments.append(created[starts.startIndex])
                 recent.removeAll()
                 unflushedNames = dirty.markDirectory(folder)
+                starts.removeFirst()
             }
             guard let segment = segments.last else { preconditionFailure("a written batch has a segment") }
-            let byteCount = entry.bytes.readableBytes
             recent.append(
-                baseOffset: entry.baseOffset, lastOffset: entry.lastOffset, position: segment.size,
-                byteCount: byteCount)
+                baseOffset: batch.baseOffset, lastOffset: batch.lastOffset, position: segment.size,
+                byteCount: batch.byteCount)
             segment.noteAppend(
-                lastOffset: entry.lastOffset, maxTimestamp: entry.maxTimestamp, byteCount: byteCount,
-                now: entry.now, indexInterval: configuration.indexIntervalBytes)
-            if let aborted = entry.completed?.aborted { segment.appendAborted(aborted) }
-            if entry.epochsBefore != nil { epochsChanged = true }
+                lastOffset: batch.lastOffset, maxTimestamp: batch.maxTimestamp, byteCount: batch.byteCount,
+                now: batch.now, indexInterval: configuration.indexIntervalBytes)
+            if let marker = markers.first, marker.index == index {
+                markers.removeFirst()
+                if let aborted = marker.completed.aborted { segment.appendAborted(aborted) }
+            }
         }
         if let segment = segments.last, let file = segment.openFile {
             dirty.markFile(file)
@@ -354,8 +378,11 @@ package final class PartitionLog<D: Disk> {
                 segment.releaseIndexFiles()
             }
         }
-        if epochsChanged { markEpochsDirty() }
-        staged.removeAll(keepingCapacity: staged.capacity <= 64)
+        for case .leaderEpochs in stagedChanges {
+            markEpochsDirty()
+            break
+        }
+        forgetStaged()
         writtenEndOffset = logEndOffset
     }
 
@@ -366,7 +393,7 @@ package final class PartitionLog<D: Disk> {
                 try disk.removeIfPresent(segment.path(LogFileName.log))
             }
             // A power cut must not bring the name back: it would stand in the middle of the log that goes on.
-            if folderExists, staged.contains(where: { $0.segmentStart != nil }) { try disk.syncDirectory(folder) }
+            if folderExists, !segmentStarts.isEmpty { try disk.syncDirectory(folder) }
             if let active = segments.last, let file = active.openFile {
                 try file.file.truncate(to: sizeBefore)
                 active.allocatedEnd = sizeBefore
@@ -379,15 +406,29 @@ package final class PartitionLog<D: Disk> {
     }
 
     private func undoStaged() {
-        for entry in staged.reversed() {
-            if entry.producerID >= 0 { producers.restore(entry.producerBefore, of: entry.producerID) }
-            if let before = entry.epochsBefore { leaderEpochs = before }
+        for change in stagedChanges.reversed() {
+            switch change {
+            case .producer(let id, let before): producers.restore(before, of: id)
+            case .leaderEpochs(let before): leaderEpochs = before
+            }
         }
-        staged.removeAll(keepingCapacity: false)
+        forgetStaged()
         logEndOffset = writtenEndOffset
         uncommittedMarkers.removeAll { $0.lastOffset >= logEndOffset.rawValue }
         plannedTail = nil
     }
+
+    private func forgetStaged() {
+        let keeps = staged.capacity <= Self.keptStagingLimit
+        staged.removeAll(keepingCapacity: keeps)
+        stagedBytes.removeAll(keepingCapacity: keeps)
+        segmentStarts.removeAll(keepingCapacity: keeps)
+        stagedMarkers.removeAll(keepingCapacity: keeps)
+        stagedChanges.removeAll(keepingCapacity: keeps)
+    }
+
+    /// Batches for which a partition keeps room between turns; 72 bytes each.
+    private static var keptStagingLimit: Int { 128 }
 
     /// Makes the folder and its metadata file at the first append.
     func prepareFolder() throws(DiskError) {
@@ -547,8 +588,11 @@ package final class PartitionLog<D: Disk> {
         for segment in segments { segment.releaseFiles() }
         openSealed = []
         recent.removeAll()
-        run = []
         staged = []
+        stagedBytes = []
+        segmentStarts = []
+        stagedMarkers = []
+        stagedChanges = []
     }
 
     // MARK: Flush

@@ -23,12 +23,15 @@ package enum FrameError: Error, Hashable, CustomStringConvertible {
 ///
 /// A frame that lies within one read is a slice of it, never copied. A frame that spans reads is gathered
 /// into one buffer of its own, each byte copied once; the buffer grows with the bytes that really arrive,
-/// so a lying length costs nothing.
+/// so a lying length costs little.
 package struct FrameAccumulator {
     /// Bytes of the length prefix.
     package static let prefixByteCount = 4
-    /// First allocation for a frame that spans reads; larger ones double from here.
+    /// First allocation for a frame that spans reads.
     private static let initialCapacity = 64 * 1024
+    /// Room that is made for each byte received: most frames then get all they need at once (growing by halves
+    /// copies their bytes again), while a lying length still costs its sender a part of what it costs us.
+    private static let growthFactor = 16
 
     private let frameLimit: Int
     private let smallestFrame: Int
@@ -83,7 +86,8 @@ package struct FrameAccumulator {
     private mutating func beginPartial(length: Int?) {
         let expected = length.map { $0 + Self.prefixByteCount } ?? Self.initialCapacity
         var buffer = ByteBuffer()
-        buffer.reserveCapacity(max(input.readableBytes, min(expected, Self.initialCapacity)))
+        buffer.reserveCapacity(
+            max(input.readableBytes, min(expected, max(Self.initialCapacity, input.readableBytes * Self.growthFactor))))
         buffer.writeImmutableBuffer(input)
         partial = buffer
         partialLength = length
@@ -104,9 +108,9 @@ package struct FrameAccumulator {
         let total = (partialLength ?? 0) + Self.prefixByteCount
         let take = min(total - buffer.readableBytes, input.readableBytes)
         if buffer.writableBytes < take {
-            // Doubling, but never beyond the frame: memory follows the bytes received.
-            let wanted = max(buffer.readableBytes + take, min(total, buffer.capacity * 2))
-            buffer.reserveCapacity(wanted)
+            // Never beyond the frame: memory follows the bytes received.
+            let received = buffer.readableBytes + take
+            buffer.reserveCapacity(min(total, received * Self.growthFactor))
         }
         if take > 0, let bytes = input.readSlice(length: take) { buffer.writeImmutableBuffer(bytes) }
         guard buffer.readableBytes == total else {

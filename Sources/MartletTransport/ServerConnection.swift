@@ -1,4 +1,5 @@
 internal import DequeModule
+internal import Glibc
 package import Logging
 package import NIOCore
 
@@ -42,10 +43,17 @@ package protocol ServerRequestHandler: AnyObject {
     func requestReceived(_ frame: ByteBuffer, ticket: UInt64, connection: ServerConnection)
     func connectionOpened(_ connection: ServerConnection)
     func connectionClosed(_ connection: ServerConnection)
+    /// The connection goes on at another loop; nothing of it is touched here any more.
+    func connectionLeft(_ connection: ServerConnection)
+    /// The connection has come from another loop, with its attachment and without requests in work.
+    func connectionArrived(_ connection: ServerConnection)
 }
 
 /// One client connection of a broker: cuts frames, keeps responses in the order of their requests, gathers
 /// them into few writes, and applies back pressure. Confined to its channel's event loop.
+///
+/// It may move to another loop (``move(to:handler:)``): it answers what it has begun, then the socket gets a
+/// second descriptor and a channel over there, and the first channel is closed.
 package final class ServerConnection: ChannelInboundHandler {
     package typealias InboundIn = ByteBuffer
     package typealias OutboundOut = IOData
@@ -58,13 +66,14 @@ package final class ServerConnection: ChannelInboundHandler {
 
     /// Number of this connection within the process, for logs and as a key.
     package let id: UInt64
-    package let loop: any EventLoop
+    package private(set) var loop: any EventLoop
     package private(set) var localAddress: SocketAddress?
     package private(set) var remoteAddress: SocketAddress?
     /// Handlers keep what belongs to one connection here (sessions, client software names).
     package var attachment: AnyObject?
 
-    private let handler: any ServerRequestHandler
+    private var handler: any ServerRequestHandler
+    package var requestHandler: any ServerRequestHandler { handler }
     private let limits: ConnectionLimits
     private let budget: MemoryBudget
     private let logger: Logger
@@ -83,8 +92,17 @@ package final class ServerConnection: ChannelInboundHandler {
     private var waitsForMemory = false
     private var memoryCheckScheduled = false
     private var partialSince: NIODeadline?
-    private var lastActivity: NIODeadline
+    /// When bytes arrived last.
+    package private(set) var lastActivity: NIODeadline
+    /// The channel's own, which costs a virtual call and an atomic load at each look.
+    private var isWritable = true
+    /// Where the connection is to go on.
+    private var destination: Destination?
+    private var isDeparting = false
+    private var hasOpened = false
 
+    /// First allocation for gathered responses.
+    private static let outputCapacity = 1024
     /// Smallest legal frame: api key, version, correlation id and a null client id.
     private static let smallestFrame = 10
     /// A frame that has delivered more than this needs room for all of it before more is read. What comes
@@ -117,14 +135,22 @@ package final class ServerConnection: ChannelInboundHandler {
 
     package func channelActive(context: ChannelHandlerContext) {
         self.context = context
-        localAddress = context.localAddress
-        remoteAddress = context.remoteAddress
-        handler.connectionOpened(self)
+        if hasOpened {
+            handler.connectionArrived(self)
+            drain()
+            flushNow()
+            updateReading()
+        } else {
+            hasOpened = true
+            localAddress = context.localAddress
+            remoteAddress = context.remoteAddress
+            handler.connectionOpened(self)
+        }
         context.fireChannelActive()
     }
 
     package func channelRead(context: ChannelHandlerContext, data: NIOAny) {
-        guard !closing else { return }
+        guard !closing, context === self.context else { return }
         isReading = true
         lastActivity = .now()
         accumulator.append(unwrapInboundIn(data))
@@ -132,18 +158,28 @@ package final class ServerConnection: ChannelInboundHandler {
     }
 
     package func channelReadComplete(context: ChannelHandlerContext) {
+        guard context === self.context else { return }
         isReading = false
         flushNow()
         updateReading()
+        departIfIdle()
     }
 
     package func channelWritabilityChanged(context: ChannelHandlerContext) {
-        if context.channel.isWritable { drain() }
+        guard context === self.context else { return }
+        isWritable = context.channel.isWritable
+        if isWritable { drain() }
         updateReading()
         context.fireChannelWritabilityChanged()
     }
 
     package func channelInactive(context: ChannelHandlerContext) {
+        // The channel that a move leaves behind ends without a word.
+        if context === self.context { end() }
+        context.fireChannelInactive()
+    }
+
+    private func end() {
         closing = true
         var release = partialReserved
         partialReserved = 0
@@ -157,10 +193,10 @@ package final class ServerConnection: ChannelInboundHandler {
         if release > 0 { budget.release(release) }
         slots.removeAll()
         handler.connectionClosed(self)
-        context.fireChannelInactive()
     }
 
     package func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        guard context === self.context else { return }
         logger.debug("connection failed", metadata: ["connection": "\(id)", "error": "\(error)"])
         closing = true
         context.close(promise: nil)
@@ -181,7 +217,7 @@ package final class ServerConnection: ChannelInboundHandler {
 
     private func drain() {
         do {
-            while !closing, slots.count < limits.inFlightLimit, context?.channel.isWritable == true {
+            while !closing, destination == nil, slots.count < limits.inFlightLimit, isWritable {
                 guard let frame = try accumulator.next() else { break }
                 let bytes = frame.readableBytes
                 budget.reserve(bytes)
@@ -229,22 +265,56 @@ package final class ServerConnection: ChannelInboundHandler {
     /// Answers one request. Tickets may be answered in any order; the bytes go out in request order.
     /// Call on ``loop``; a ticket of a connection that has closed meanwhile is ignored.
     package func respond(to ticket: UInt64, _ response: ServerResponse) {
-        guard !slots.isEmpty, ticket >= firstTicket else {
+        guard let index = settle(ticket) else {
             discard(response)
             return
         }
+        guard index == 0 else {
+            slots[index] = .ready(response)
+            return
+        }
+        removeFirstSlot()
+        emit(response)
+        emitReady()
+    }
+
+    /// The same for a response that is made where it is needed: `write` appends it, length prefix included, to
+    /// the bytes that go out next, or to a buffer of its own if earlier responses are missing.
+    package func respond(to ticket: UInt64, writing write: (inout ByteBuffer) -> Void) {
+        guard let index = settle(ticket) else { return }
+        guard index == 0 else {
+            var buffer = ByteBuffer()
+            write(&buffer)
+            slots[index] = .ready(.buffer(buffer))
+            return
+        }
+        removeFirstSlot()
+        if !closing {
+            if output.capacity == 0 { output.reserveCapacity(Self.outputCapacity) }
+            write(&output)
+        }
+        emitReady()
+    }
+
+    /// Gives back what the request held. Returns its place in the line, `nil` if it is not waiting.
+    private func settle(_ ticket: UInt64) -> Int? {
+        guard ticket >= firstTicket else { return nil }
         let index = Int(ticket - firstTicket)
-        guard index < slots.count, case .waiting(let reserved, let admitted) = slots[index] else {
-            discard(response)
-            return
-        }
+        guard index < slots.count, case .waiting(let reserved, let admitted) = slots[index] else { return nil }
         budget.release(reserved)
         if admitted { budget.endAdmission() }
-        slots[index] = .ready(response)
-        guard index == 0 else { return }
+        return index
+    }
+
+    private func removeFirstSlot() {
+        slots.removeFirst()
+        firstTicket += 1
+    }
+
+    /// Sends what has waited for the response before it.
+    private func emitReady() {
         while case .ready(let next)? = slots.first {
-            slots.removeFirst()
-            firstTicket += 1
+            removeFirstSlot()
             emit(next)
         }
         scheduleFlush()
@@ -309,6 +379,7 @@ package final class ServerConnection: ChannelInboundHandler {
             self.drain()
             self.flushNow()
             self.updateReading()
+            self.departIfIdle()
         }
     }
 
@@ -325,7 +396,7 @@ package final class ServerConnection: ChannelInboundHandler {
         guard let context, !closing else { return }
         let noMemory = waitsForMemory || (!partialAdmitted && !budget.hasRoom)
         if noMemory { scheduleMemoryCheck() }
-        let pause = slots.count >= limits.inFlightLimit || !context.channel.isWritable || noMemory
+        let pause = slots.count >= limits.inFlightLimit || !isWritable || noMemory || destination != nil
         guard pause != readPaused else { return }
         readPaused = pause
         context.channel.setOption(.autoRead, value: !pause).whenFailure { [logger] error in
@@ -342,7 +413,100 @@ package final class ServerConnection: ChannelInboundHandler {
             self.drain()
             self.flushNow()
             self.updateReading()
+            self.departIfIdle()
         }
+    }
+
+    // MARK: Moving to another loop
+
+    private struct Destination {
+        var loop: any EventLoop
+        var handler: any ServerRequestHandler
+    }
+
+    /// Carries the connection from loop to loop.
+    // SAFETY: made when the first loop's channel is closed and nothing there refers to the connection's state
+    // any more; used on the second loop alone.
+    private struct Passage: @unchecked Sendable {
+        var connection: ServerConnection
+        var destination: Destination
+    }
+
+    /// Continues the connection at `loop` with `handler`, once the requests in work are answered. Requests that
+    /// arrive meanwhile wait. Does nothing while an earlier move is under way, and if the system cannot give
+    /// the socket another descriptor.
+    package func move(to loop: any EventLoop, handler: any ServerRequestHandler) {
+        guard destination == nil, !closing, loop !== self.loop else { return }
+        destination = Destination(loop: loop, handler: handler)
+        if !isReading { departIfIdle() }
+    }
+
+    /// Leaves if nothing is under way: no request, no byte to be sent, no task of this loop.
+    private func departIfIdle() {
+        guard destination != nil, !isDeparting, !closing, !isReading, slots.isEmpty, !flushScheduled,
+            !memoryCheckScheduled, let context
+        else { return }
+        isDeparting = true
+        // Written once everything before it is.
+        let written = context.eventLoop.makePromise(of: Void.self)
+        context.writeAndFlush(wrapOutboundOut(.byteBuffer(ByteBuffer())), promise: written)
+        written.futureResult.assumeIsolated().whenComplete { _ in
+            // The promise may be kept within the call above.
+            self.loop.assumeIsolated().execute { self.depart() }
+        }
+    }
+
+    private func depart() {
+        guard !closing, let context, let destination else { return }
+        guard let descriptor = duplicateDescriptor(context.channel) else {
+            self.destination = nil
+            isDeparting = false
+            updateReading()
+            drain()
+            return
+        }
+        self.context = nil
+        handler.connectionLeft(self)
+        let passage = Passage(connection: self, destination: destination)
+        // Kept after the channel has let go of its handlers: from then on the connection is the passage's alone.
+        context.channel.closeFuture.whenComplete { _ in
+            ServerListener.adopt(descriptor, on: passage.destination.loop) {
+                passage.connection.arrive(at: passage.destination)
+                return passage.connection
+            } failed: { error in
+                passage.connection.arrive(at: passage.destination)
+                passage.connection.logger.warning(
+                    "connection lost on its way to another thread",
+                    metadata: ["connection": "\(passage.connection.id)", "cause": "\(error)"])
+                passage.connection.end()
+            }
+        }
+        context.channel.close(promise: nil)
+    }
+
+    private func duplicateDescriptor(_ channel: any Channel) -> CInt? {
+        do {
+            return try channel.pipeline.syncOperations.withUnsafeTransportIfAvailable(of: NIOBSDSocket.Handle.self) {
+                // SAFETY: the descriptor is open during this call and only duplicated.
+                let copy = fcntl($0, F_DUPFD_CLOEXEC, 0)
+                return copy >= 0 ? copy : nil
+            } ?? nil
+        } catch {
+            logger.debug("connection stays", metadata: ["connection": "\(id)", "cause": "\(error)"])
+            return nil
+        }
+    }
+
+    /// First step on the new loop, before the channel is set up.
+    private func arrive(at destination: Destination) {
+        loop = destination.loop
+        handler = destination.handler
+        self.destination = nil
+        isDeparting = false
+        readPaused = false
+        isWritable = true
+        needsFlush = false
+        lastActivity = .now()
     }
 
     /// Called by the loop's sweeper about once a second: resumes reading when memory is free again, closes

@@ -43,11 +43,7 @@ package final class ServerListener: Sendable {
             .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
             .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
             .childChannelOption(.maxMessagesPerRead, value: readsPerTurn)
-            .childChannelOption(
-                .recvAllocator,
-                value: AdaptiveRecvByteBufferAllocator(
-                    minimum: smallestReceiveByteCount, initial: firstReceiveByteCount,
-                    maximum: largestReceiveByteCount))
+            .childChannelOption(.recvAllocator, value: receiveAllocator)
             .childChannelOption(.writeBufferWaterMark, value: writeWaterMark)
             .serverChannelInitializer { channel in
                 // BBR, the default on many machines, paces loopback and data-centre links far below their
@@ -71,6 +67,35 @@ package final class ServerListener: Sendable {
                 }
             }
         return ServerListener(channel: try await bootstrap.bind(host: host, port: port).get())
+    }
+
+    /// Makes a channel on `loop` for a socket that is connected already, with the options of accepted ones.
+    ///
+    /// - Parameters:
+    ///   - connection: gives the channel's handler; runs on `loop`.
+    ///   - failed: runs on `loop` instead; the socket is closed then.
+    static func adopt(
+        _ socket: NIOBSDSocket.Handle, on loop: any EventLoop,
+        connection: @escaping @Sendable () -> ServerConnection,
+        failed: @escaping @Sendable (any Error) -> Void
+    ) {
+        ClientBootstrap(group: loop)
+            .channelOption(.maxMessagesPerRead, value: readsPerTurn)
+            .channelOption(.recvAllocator, value: receiveAllocator)
+            .channelOption(.writeBufferWaterMark, value: writeWaterMark)
+            .channelInitializer { channel in
+                channel.eventLoop.makeCompletedFuture {
+                    try channel.pipeline.syncOperations.addHandler(connection())
+                }
+            }
+            .withConnectedSocket(socket)
+            .hop(to: loop)
+            .whenFailure(failed)
+    }
+
+    private static var receiveAllocator: AdaptiveRecvByteBufferAllocator {
+        AdaptiveRecvByteBufferAllocator(
+            minimum: smallestReceiveByteCount, initial: firstReceiveByteCount, maximum: largestReceiveByteCount)
     }
 
     /// Stops accepting; connections that exist are not touched.

@@ -67,6 +67,11 @@ final class WireClient {
 
     /// Sends without waiting for the answer.
     func post<Request: KafkaRequest>(_ request: Request, version: Int16) throws {
+        send(try encoded(request, version: version))
+    }
+
+    /// The whole frame, with the next correlation id.
+    func encoded<Request: KafkaRequest>(_ request: Request, version: Int16) throws -> ByteBuffer {
         var writer = ProtocolWriter()
         writer.buffer.writeInteger(Int32(0))
         let header = RequestHeader(
@@ -75,7 +80,7 @@ final class WireClient {
         try header.encode(into: &writer)
         try request.encode(into: &writer, version: version)
         writer.buffer.setInteger(Int32(writer.buffer.readableBytes - 4), at: 0)
-        send(writer.buffer)
+        return writer.buffer
     }
 
     func read<Response: KafkaResponse>(_ type: Response.Type, version: Int16) throws -> Response {

@@ -58,6 +58,9 @@ public struct BrokerSettings: Sendable {
     public private(set) var values: [String: String] = [:]
     /// Bytes kept in a reserve file for the day the disk is full; 0 keeps none.
     public var reserveBytes = 32 * 1024 * 1024
+    /// Threads that serve connections and partitions, at least 1; `nil` for one per core. For programs that embed
+    /// a broker and share their cores with it.
+    public var eventLoopCount: Int?
 
     public init(listen: Address, dataDirectory: String) {
         self.listen = listen

@@ -189,6 +189,7 @@ package final class ControllerShell: @unchecked Sendable {
     }
 
     private func publish(_ image: MetadataImage, _ deletedTopics: [String], then done: [Pending]) {
+        let gone = deletedTopics.compactMap { lastImage.topic(named: $0) }
         lastImage = image
         let applied = loops.map { loop in
             let promise = eventLoop.makePromise(of: Void.self)
@@ -199,6 +200,9 @@ package final class ControllerShell: @unchecked Sendable {
             return promise.futureResult
         }
         EventLoopFuture.andAllComplete(applied, on: eventLoop).assumeIsolated().whenComplete { _ in
+            for topic in gone {
+                self.loops.first?.services.loops.forget(topic: topic.id, partitionCount: topic.partitions.count)
+            }
             for each in done { each.succeed(image) }
         }
     }

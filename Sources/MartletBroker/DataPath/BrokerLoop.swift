@@ -51,11 +51,11 @@ package final class BrokerLoop: @unchecked Sendable {
     private var waitingAppendCount = 0
     private var expiryScheduled = false
     private var sweepTask: RepeatedTask?
-    /// Results for requests whose connection lives on another loop, sent in one message per turn.
-    private var outgoing: [[ProduceCompletion]]
-    /// Batches for partitions of other loops, likewise: a wake-up per turn instead of one per request.
-    private var forwarded: [[ForwardedProduce]]
+    /// What goes to the other loops at the end of the turn, by their index.
+    private var outgoing: [Parcel]
+    private var routes = ProduceRoutes()
     package private(set) var isStopping = false
+    private var isClosingConnections = false
 
     package init(index: Int, eventLoop: any EventLoop, services: BrokerServices, loopCount: Int) {
         self.index = index
@@ -63,8 +63,17 @@ package final class BrokerLoop: @unchecked Sendable {
         self.services = services
         self.logger = services.logger
         self.image = MetadataImage(localBroker: services.settings.nodeID)
-        self.outgoing = Array(repeating: [], count: loopCount)
-        self.forwarded = Array(repeating: [], count: loopCount)
+        self.outgoing = Array(repeating: Parcel(), count: loopCount)
+    }
+
+    /// One message from loop to loop per turn: a wake-up for all of it instead of one per request.
+    private struct Parcel: Sendable {
+        /// Results for requests whose connection lives there.
+        var completions: [ProduceCompletion] = []
+        /// Batches for partitions that live there.
+        var batches: [ForwardedProduce] = []
+
+        var isEmpty: Bool { completions.isEmpty && batches.isEmpty }
     }
 
     // MARK: Messages
@@ -79,6 +88,7 @@ package final class BrokerLoop: @unchecked Sendable {
         eventLoop.preconditionInEventLoop()
         let previous = self.image
         self.image = image
+        routes.imageChanged()
         groups.topicsDeleted(deletedTopics)
         if previous.brokerConfiguration != image.brokerConfiguration {
             groups.configurationChanged()
@@ -180,53 +190,69 @@ package final class BrokerLoop: @unchecked Sendable {
         if target === self {
             completion.request.complete(completion)
         } else {
-            outgoing[target.index].append(completion)
+            outgoing[target.index].completions.append(completion)
             scheduleTurnEnd()
         }
     }
 
-    /// Takes batches to the loop of their partitions: at once if that is this one, else with this turn's
-    /// message. Batches for one loop arrive in the order of the calls.
-    package func forward(_ items: [ProduceItem], for request: ProduceRequestState, to target: BrokerLoop) {
+    /// What a Produce request must know of a partition; `nil` if the metadata knows no such partition.
+    ///
+    /// - Parameters:
+    ///   - topic: empty where the id counts.
+    ///   - last: what this gave for the connection's request before.
+    func route(topic: String, topicID: UniversalID, partition: Int32, last: ProduceRoute?) -> ProduceRoute? {
+        if let last, last.imageNumber == routes.imageNumber, last.key.partition.rawValue == partition,
+            topic.isEmpty ? last.topic.id == topicID : last.topic.name == topic
+        {
+            return last
+        }
+        let name = ProduceRoutes.Name(topic: topic, topicID: topicID, partition: partition)
+        if let route = routes[name] { return route }
+        let index = PartitionIndex(partition)
+        guard let topic = topic.isEmpty ? image.topic(id: topicID) : image.topic(named: topic),
+            let registration = topic.partition(index)
+        else { return nil }
+        let route = ProduceRoute(
+            topic: topic, partition: index, registration: registration, imageNumber: routes.imageNumber,
+            loop: self)
+        routes[name] = route
+        return route
+    }
+
+    /// Takes a batch to the loop of its partition: at once if that is this one, else with this turn's message.
+    /// Batches for one loop arrive in the order of the calls.
+    func forward(_ item: ProduceItem, for request: ProduceRequestState, to target: BrokerLoop) {
         if target === self {
-            append(items, for: request)
+            append(item, for: request)
         } else {
-            forwarded[target.index].append(ForwardedProduce(items: items, request: request))
+            outgoing[target.index].batches.append(ForwardedProduce(item: item, request: request))
             scheduleTurnEnd()
         }
     }
 
-    private func append(_ items: [ProduceItem], for request: ProduceRequestState) {
-        for item in items {
-            guard let partition = partition(item.key) else {
-                let result =
-                    isStopping
-                    ? ProduceResult(error: .notLeaderOrFollower, message: "the broker is shutting down")
-                    : ProduceResult(error: .unknownTopicOrPartition, message: "the topic was deleted")
-                complete(ProduceCompletion(request: request, index: item.index, result: result))
-                continue
-            }
-            if partition.isOpen {
-                partition.append(item, for: request)
-            } else {
-                partition.whenOpen { $0.append(item, for: request) }
-            }
+    private func append(_ item: ProduceItem, for request: ProduceRequestState) {
+        guard let partition = partition(item.key) else {
+            let result =
+                isStopping
+                ? ProduceResult(error: .notLeaderOrFollower, message: "the broker is shutting down")
+                : ProduceResult(error: .unknownTopicOrPartition, message: "the topic was deleted")
+            complete(ProduceCompletion(request: request, index: item.index, result: result))
+            return
+        }
+        if partition.isOpen {
+            partition.append(item, for: request)
+        } else {
+            partition.whenOpen { $0.append(item, for: request) }
         }
     }
 
     private func deliverOutgoing() {
-        for target in forwarded.indices where !forwarded[target].isEmpty {
-            let batches = forwarded[target]
-            forwarded[target] = []
-            services.loops.all[target].post { loop in
-                for batch in batches { loop.append(batch.items, for: batch.request) }
-            }
-        }
         for target in outgoing.indices where !outgoing[target].isEmpty {
-            let completions = outgoing[target]
-            outgoing[target] = []
-            completions[0].request.loop.post { _ in
-                for completion in completions { completion.request.complete(completion) }
+            let parcel = outgoing[target]
+            outgoing[target] = Parcel()
+            services.loops.all[target].post { loop in
+                for completion in parcel.completions { completion.request.complete(completion) }
+                for batch in parcel.batches { loop.append(batch.item, for: batch.request) }
             }
         }
     }
@@ -253,7 +279,12 @@ package final class BrokerLoop: @unchecked Sendable {
     // MARK: Connections
 
     package func add(_ connection: ServerConnection) {
+        guard !isClosingConnections else {
+            connection.shutDown()
+            return
+        }
         connections[connection.id] = connection
+        services.loops.noteConnections(connections.count, of: self)
         guard sweepTask == nil else { return }
         sweepTask = eventLoop.scheduleRepeatedTask(
             initialDelay: Self.sweepInterval, delay: Self.sweepInterval
@@ -262,6 +293,7 @@ package final class BrokerLoop: @unchecked Sendable {
 
     package func remove(_ connection: ServerConnection) {
         connections[connection.id] = nil
+        services.loops.noteConnections(connections.count, of: self)
         if connections.isEmpty {
             sweepTask?.cancel()
             sweepTask = nil
@@ -278,6 +310,7 @@ package final class BrokerLoop: @unchecked Sendable {
     /// Stops taking requests; connections are closed after their last response.
     package func closeConnections() {
         eventLoop.preconditionInEventLoop()
+        isClosingConnections = true
         for connection in connections.values { connection.shutDown() }
     }
 
@@ -285,6 +318,7 @@ package final class BrokerLoop: @unchecked Sendable {
     package func closePartitions(clean: Bool) -> EventLoopFuture<Void> {
         eventLoop.preconditionInEventLoop()
         isStopping = true
+        routes.imageChanged()
         groups.stop()
         transactions.stop()
         endTurn()

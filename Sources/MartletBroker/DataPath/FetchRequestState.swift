@@ -138,7 +138,7 @@ package final class FetchRequestState: @unchecked Sendable {
         let loops = loop.services.loops
         var byLoop: [[Int]] = Array(repeating: [], count: loops.count)
         for index in stale where items[index].rejection == .none {
-            byLoop[loops.index(of: items[index].key)].append(index)
+            byLoop[loops.index(of: items[index].key, near: loop)].append(index)
         }
         stale.removeAll(keepingCapacity: true)
         pendingLoopCount = byLoop.count { !$0.isEmpty }

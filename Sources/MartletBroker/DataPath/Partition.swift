@@ -64,7 +64,9 @@ package final class Partition: @unchecked Sendable {
     private var closePromise: EventLoopPromise<Void>?
     private var closeClean = true
     private var segmentCount = 1
-    /// When a client last appended or fetched; see ``letGoIfUnused(since:)``.
+    /// A client appended or fetched since ``letGoIfUnused(since:)`` looked last.
+    private var wasUsed = false
+    /// When ``letGoIfUnused(since:)`` last saw that it was used.
     private var lastUse = NIODeadline.now()
     /// Background work on the log (retention, compaction) that must not overlap.
     package var maintenanceRunning = false
@@ -220,6 +222,10 @@ package final class Partition: @unchecked Sendable {
     /// Closes a log that nobody has used since `deadline`, so that memory and files follow use, not the number
     /// of partitions. A request that arrives meanwhile opens it again.
     func letGoIfUnused(since deadline: NIODeadline) {
+        if wasUsed {
+            wasUsed = false
+            lastUse = .now()
+        }
         guard case .open(let log) = phase, lastUse <= deadline, !isFlushing, !isDirty, !maintenanceRunning,
             waiting.isEmpty, fetchWaiters.isEmpty
         else { return }
@@ -294,7 +300,7 @@ package final class Partition: @unchecked Sendable {
 
     func appendAdmitted(_ item: consuming ProduceItem, for request: ProduceRequestState) {
         let index = item.index
-        lastUse = .now()
+        wasUsed = true
         switch stage(item.batch, header: item.header) {
         case .success(let outcome):
             staged.append(Staged(request: request, index: index, outcome: outcome))
@@ -313,7 +319,7 @@ package final class Partition: @unchecked Sendable {
     package func appendInternal(
         _ batch: ByteBuffer, checksSequence: Bool = true, whenCommitted: @escaping (ProduceResult) -> Void
     ) {
-        lastUse = .now()
+        wasUsed = true
         do throws(RecordBatchError) {
             let header = try RecordBatchHeader(reading: batch, at: batch.readerIndex)
             switch stage(batch, header: header, checksSequence: checksSequence) {
@@ -329,7 +335,7 @@ package final class Partition: @unchecked Sendable {
 
     /// Appends the end of a producer's transaction; `whenCommitted` as for ``appendInternal(_:checksSequence:whenCommitted:)``.
     package func appendMarker(_ marker: MarkerAppend, whenCommitted: @escaping (ProduceResult) -> Void) {
-        lastUse = .now()
+        wasUsed = true
         let outcome = stage { (log, epoch) throws(AppendError) in
             try log.stageMarker(marker, leaderEpoch: epoch, now: WallClock.now())
         }
@@ -356,10 +362,9 @@ package final class Partition: @unchecked Sendable {
     private func stage(
         _ body: (PartitionLog<PosixDisk>, LeaderEpoch) throws(AppendError) -> AppendOutcome
     ) -> Result<AppendOutcome, PartitionUnavailable> {
-        let log: PartitionLog<PosixDisk>
-        switch openLog {
-        case .success(let open): log = open
-        case .failure(let unavailable): return .failure(unavailable)
+        guard case .open(let log) = phase else {
+            if case .failure(let unavailable) = openLog { return .failure(unavailable) }
+            preconditionFailure("a log that is not open has a reason")
         }
         guard let epoch = replica.leaderEpoch else {
             return .failure(PartitionUnavailable(code: .notLeaderOrFollower, cause: "this broker does not lead \(name)"))
@@ -394,22 +399,24 @@ package final class Partition: @unchecked Sendable {
         }
         let logStart = log.logStartOffset.rawValue
         for append in appends {
-            var result = ProduceResult()
-            result.logStartOffset = logStart
+            let base: Offset
             let end: Offset
+            var appendTime: Int64 = -1
             let isRepeat: Bool
             switch append.outcome {
-            case .staged(let base, let last, let appendTimestamp):
-                result.baseOffset = base.rawValue
-                result.logAppendTime = appendTimestamp?.rawValue ?? -1
+            case .staged(let first, let last, let appendTimestamp):
+                base = first
                 end = last + 1
+                appendTime = appendTimestamp?.rawValue ?? -1
                 isRepeat = false
-            case .duplicate(let base, let last, _):
+            case .duplicate(let first, let last, _):
                 // The time of the first append is not kept where it is the producer's own (KIP-98).
-                result.baseOffset = base.rawValue
+                base = first
                 end = last + 1
                 isRepeat = true
             }
+            let result = ProduceResult.appended(
+                baseOffset: base.rawValue, logAppendTime: appendTime, logStartOffset: logStart)
             let waits = append.request.map { $0.acks == -1 } ?? true
             guard waits else {
                 if !isRepeat { replica.appended(upTo: end, waiter: nil, into: &effects) }
@@ -551,7 +558,7 @@ package final class Partition: @unchecked Sendable {
 
     package func addFetchWaiter(_ waiter: FetchWaiter) { fetchWaiters.append(waiter) }
 
-    func noteUse() { lastUse = .now() }
+    func noteUse() { wasUsed = true }
 
     package func removeFetchWaiters(of fetch: FetchRequestState) {
         fetchWaiters.removeAll { $0.fetch === fetch }

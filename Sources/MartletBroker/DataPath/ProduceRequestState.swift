@@ -1,5 +1,7 @@
+package import MartletKafkaProtocol
 package import MartletLogModel
 package import MartletRecordBatch
+internal import MartletTransport
 package import NIOCore
 
 /// One partition's batch of a Produce request on its way to the log.
@@ -13,23 +15,44 @@ package struct ProduceItem {
     package var transaction: ProduceTransaction?
 }
 
-/// Outcome of one partition of a Produce request.
-package struct ProduceResult: Sendable {
-    package var error: ErrorCode = .none
-    package var message: String?
-    package var baseOffset: Int64 = -1
-    package var logAppendTime: Int64 = -1
-    package var logStartOffset: Int64 = -1
-    /// Set with NOT_LEADER_OR_FOLLOWER: who leads instead (KIP-951).
-    package var leader: (id: Int32, epoch: Int32)?
-    /// Indexes of records that were the reason of a rejection (KIP-467).
-    package var recordErrors: [(index: Int32, message: String)] = []
-
-    package init() {}
+/// Outcome of one partition of a Produce request. Success carries no references: it passes through several
+/// hands for each small batch.
+package enum ProduceResult: Sendable {
+    /// -1 where a value is unknown or does not apply.
+    case appended(baseOffset: Int64, logAppendTime: Int64, logStartOffset: Int64)
+    case refused(ProduceRefusal)
 
     package init(error: ErrorCode, message: String?) {
+        self = .refused(ProduceRefusal(error: error, message: message))
+    }
+
+    /// `nil` for success.
+    package var refusal: ProduceRefusal? {
+        switch self {
+        case .appended: nil
+        case .refused(let refusal): refusal
+        }
+    }
+}
+
+/// Why a batch was not appended, or is not acknowledged.
+package final class ProduceRefusal: Sendable {
+    package let error: ErrorCode
+    package let message: String?
+    /// Set with NOT_LEADER_OR_FOLLOWER: who leads instead (KIP-951).
+    package let leader: (id: Int32, epoch: Int32)?
+    /// Indexes of records that were the reason of a rejection (KIP-467).
+    package let recordErrors: [(index: Int32, message: String)]
+
+    package init(
+        error: ErrorCode, message: String?, leader: (id: Int32, epoch: Int32)? = nil,
+        recordErrors: [(index: Int32, message: String)] = []
+    ) {
+        precondition(error != .none, "a refusal has an error")
         self.error = error
         self.message = message
+        self.leader = leader
+        self.recordErrors = recordErrors
     }
 }
 
@@ -43,37 +66,61 @@ package struct ProduceCompletion: Sendable {
 // SAFETY: mutable state is touched on `loop`, the connection's loop, alone. Partitions on other loops carry
 // the reference and read the immutable fields.
 package final class ProduceRequestState: @unchecked Sendable {
-    package let loop: BrokerLoop
+    package enum Shape {
+        case single(SinglePartitionProduce)
+        case many(ProduceRequest)
+    }
+
+    package let context: RequestContext
+    package let shape: Shape
     package let acks: Int16
     package let deadline: NIODeadline
-    private var results: [ProduceResult]
+    /// Empty for a request with one partition, which is answered as soon as its result is there.
+    private var results: [ProduceResult] = []
     private var missing: Int
-    private let finish: ([ProduceResult]) -> Void
 
-    /// - Parameter finish: called once on `loop`, with the results in the order of the request.
-    package init(
-        loop: BrokerLoop, acks: Int16, deadline: NIODeadline, partitionCount: Int,
-        finish: @escaping ([ProduceResult]) -> Void
-    ) {
-        self.loop = loop
-        self.acks = acks
-        self.deadline = deadline
-        self.results = Array(repeating: ProduceResult(), count: partitionCount)
+    package var loop: BrokerLoop { context.loop }
+
+    package init(single request: SinglePartitionProduce, _ context: RequestContext) {
+        var request = request
+        // The batch has its own way; kept here it would live as long as the request waits.
+        request.records = nil
+        self.context = context
+        self.shape = .single(request)
+        self.acks = request.acks
+        self.deadline = Self.deadline(request.timeoutMs, context)
+        self.missing = 1
+    }
+
+    package init(_ request: ProduceRequest, partitionCount: Int, _ context: RequestContext) {
+        self.context = context
+        self.shape = .many(request)
+        self.acks = request.acks
+        self.deadline = Self.deadline(request.timeoutMs, context)
+        self.results = Array(repeating: .appended(baseOffset: -1, logAppendTime: -1, logStartOffset: -1), count: partitionCount)
         self.missing = partitionCount
-        self.finish = finish
+    }
+
+    private static func deadline(_ timeoutMs: Int32, _ context: RequestContext) -> NIODeadline {
+        context.connection.lastActivity + .milliseconds(Int64(max(0, timeoutMs)))
     }
 
     package func complete(_ completion: ProduceCompletion) {
-        results[completion.index] = completion.result
         missing -= 1
         precondition(missing >= 0, "a produce request got more results than it has partitions")
-        if missing == 0 { finish(results) }
+        switch shape {
+        case .single(let request):
+            ProduceHandler.answer(request, completion.result, context)
+        case .many(let request):
+            results[completion.index] = completion.result
+            if missing == 0 { ProduceHandler.answer(request, results, context) }
+        }
     }
 }
 
 /// Batches on their way to another loop.
 // SAFETY: values, handed over whole: the sender keeps nothing, so the bytes have one owner throughout.
 struct ForwardedProduce: @unchecked Sendable {
-    var items: [ProduceItem]
+    var item: ProduceItem
     var request: ProduceRequestState
 }

@@ -199,10 +199,9 @@ final class GroupShardShell: @unchecked Sendable {
         return { result in
             self.inFlightAppendCount -= 1
             guard incarnation == self.incarnation else { return }
-            if result.error == .none {
-                self.handle(.committed(token))
-            } else {
-                self.fail(token, result.error, result.message ?? "")
+            switch result {
+            case .appended: self.handle(.committed(token))
+            case .refused(let refusal): self.fail(token, refusal.error, refusal.message ?? "")
             }
         }
     }

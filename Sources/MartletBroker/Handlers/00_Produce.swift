@@ -13,55 +13,94 @@ internal import NIOPosix
 /// Versions: 3-12 name topics, 13 uses ids (KIP-516); 8 adds record errors (KIP-467), 10 leader hints (KIP-951).
 /// Versions 0-2 are advertised for old librdkafka (KAFKA-18659) and refused.
 package enum ProduceHandler {
-    /// One partition of the request before it is known to be good.
+    /// One partition of the request whose header is good.
     private struct Candidate {
         var index: Int
-        var key: PartitionKey
         var batch: ByteBuffer
         var header: RecordBatchHeader
         var limits: BatchLimits
-        var requiresKeys: Bool
-        var walksRecords: Bool
-        var appendTime: Bool
+        var route: ProduceRoute
         var reencode: (codec: CompressionCodec, level: Int32)?
+        /// Set where the batch is part of a transaction.
         var transaction: ProduceTransaction?
+
+        /// Whether looking at the records takes long enough to be done elsewhere.
+        var needsPool: Bool { (route.walksRecords && header.codec != .none) || reencode != nil }
+    }
+
+    private enum Examined {
+        case candidate(Candidate)
+        case refused(ProduceRefusal)
+    }
+
+    /// What a request says beside its partitions.
+    private struct Terms {
+        var acks: Int16
+        /// Set if the request names a transactional id.
+        var transaction: ProduceTransaction?
+    }
+
+    /// Entry point: reads the request in its usual shape, one partition, without making arrays.
+    package static func receive(_ body: inout ProtocolReader, _ context: RequestContext) throws(DecodeError) {
+        let known = context.state.lastRoute
+        guard
+            let request = SinglePartitionProduce(
+                reading: body, version: context.version, expecting: known?.topic.name ?? "")
+        else {
+            handle(try ProduceRequest(reading: &body, version: context.version), context)
+            return
+        }
+        let state = ProduceRequestState(single: request, context)
+        let examined = examine(
+            request.records, topic: request.topic, topicID: request.topicID, partition: request.partition,
+            Terms(acks: request.acks), index: 0, context)
+        switch examined {
+        case .refused(let refusal):
+            state.complete(ProduceCompletion(request: state, index: 0, result: .refused(refusal)))
+        case .candidate(let candidate):
+            if candidate.needsPool {
+                validateOnPool([candidate], state, context)
+            } else if let item = item(from: candidate, state, context) {
+                context.noteHome(candidate.route.target)
+                if context.state.produceGate.isEmpty {
+                    context.loop.forward(item, for: state, to: candidate.route.target)
+                } else {
+                    enterGate([item], state, context)
+                }
+            }
+        }
     }
 
     package static func handle(_ request: ProduceRequest, _ context: RequestContext) {
         let count = request.topicData.reduce(0) { $0 + $1.partitionData.count }
-        let acks = request.acks
-        let state = ProduceRequestState(
-            loop: context.loop, acks: acks,
-            deadline: .now() + .milliseconds(Int64(max(0, request.timeoutMs))), partitionCount: count
-        ) { results in answer(request, results, context) }
         guard count > 0 else {
             answer(request, [], context)
             return
         }
+        let state = ProduceRequestState(request, partitionCount: count, context)
         let transaction = request.transactionalID.map {
             ProduceTransaction(transactionalID: $0, version: context.version)
         }
+        let terms = Terms(acks: request.acks, transaction: transaction)
         var candidates: [Candidate] = []
         candidates.reserveCapacity(count)
         var index = 0
-        for topicData in request.topicData {
-            let topic =
-                context.version >= 13
-                ? context.image.topic(id: topicData.topicID) : context.image.topic(named: topicData.name)
-            for partitionData in topicData.partitionData {
-                let partitionIndex = PartitionIndex(partitionData.index)
-                if let result = examine(
-                    partitionData.records, topic: topic, partition: partitionIndex, request: request,
-                    index: index, transaction, context, into: &candidates)
-                {
-                    state.complete(ProduceCompletion(request: state, index: index, result: result))
+        for topic in request.topicData {
+            for partition in topic.partitionData {
+                let examined = examine(
+                    partition.records, topic: topic.name, topicID: topic.topicID, partition: partition.index, terms,
+                    index: index, context)
+                switch examined {
+                case .candidate(let candidate):
+                    candidates.append(candidate)
+                case .refused(let refusal):
+                    state.complete(ProduceCompletion(request: state, index: index, result: .refused(refusal)))
                 }
                 index += 1
             }
         }
         guard !candidates.isEmpty else { return }
-        let needsPool = candidates.contains { ($0.walksRecords && $0.header.codec != .none) || $0.reencode != nil }
-        if needsPool {
+        if candidates.contains(where: \.needsPool) {
             validateOnPool(candidates, state, context)
         } else {
             let items = candidates.compactMap { item(from: $0, state, context) }
@@ -71,71 +110,81 @@ package enum ProduceHandler {
 
     // MARK: Checks
 
-    /// Returns a result if the partition is answered already, else appends a candidate.
+    /// Everything that can be said without looking at the records.
     private static func examine(
-        _ records: ByteBuffer?, topic: TopicImage?, partition: PartitionIndex, request: ProduceRequest,
-        index: Int, _ transaction: ProduceTransaction?, _ context: RequestContext, into candidates: inout [Candidate]
-    ) -> ProduceResult? {
-        guard (-1...1).contains(request.acks) else {
-            return ProduceResult(error: .invalidRequiredAcks, message: "acks=\(request.acks); allowed are -1, 0 and 1")
+        _ records: ByteBuffer?, topic: String, topicID: UniversalID, partition: Int32, _ terms: Terms, index: Int,
+        _ context: RequestContext
+    ) -> Examined {
+        guard (-1...1).contains(terms.acks) else {
+            return .refused(
+                ProduceRefusal(error: .invalidRequiredAcks, message: "acks=\(terms.acks); allowed are -1, 0 and 1"))
         }
-        guard let topic, let registration = topic.partition(partition) else {
-            return ProduceResult(
-                error: context.version >= 13 && topic == nil ? .unknownTopicID : .unknownTopicOrPartition,
-                message: topic.map { "topic \($0.name) has \($0.partitions.count) partitions, none with index \(partition)" }
-                    ?? "the topic does not exist; create it first")
-        }
-        if topic.isInternal {
-            return ProduceResult(
-                error: .invalidTopicException, message: "\(topic.name) is internal; only brokers write to it")
-        }
-        guard registration.leader == context.services.settings.nodeID else {
-            var result = ProduceResult(error: .notLeaderOrFollower, message: "another broker leads the partition")
-            result.leader = registration.leader.map { ($0.rawValue, registration.leaderEpoch.rawValue) }
-            return result
+        let state = context.state
+        guard
+            let route = context.loop.route(
+                topic: topic, topicID: topicID, partition: partition, last: state.lastRoute)
+        else { return .refused(absence(topic, topicID, partition, context)) }
+        if state.lastRoute !== route { state.lastRoute = route }
+        switch route.refusal {
+        case nil:
+            break
+        case .internal:
+            return .refused(
+                ProduceRefusal(
+                    error: .invalidTopicException,
+                    message: "\(route.topic.name) is internal; only brokers write to it"))
+        case .otherLeader(let id, let epoch):
+            return .refused(
+                ProduceRefusal(
+                    error: .notLeaderOrFollower, message: "another broker leads the partition",
+                    leader: id.map { ($0.rawValue, epoch.rawValue) }))
         }
         guard let batch = records, batch.readableBytes > 0 else {
-            return ProduceResult(error: .invalidRecord, message: RecordBatchError.empty.description)
+            return .refused(ProduceRefusal(error: .invalidRecord, message: RecordBatchError.empty.description))
         }
-        let configuration = topic.configuration
-        let now = WallClock.now().rawValue
-        let appendTime = configuration.timestampSource == .logAppendTime
-        let limits = BatchLimits(
-            maxBatchBytes: configuration.maxMessageBytes,
-            earliestTimestamp: appendTime ? .min : now.subtractingSaturating(configuration.timestampBeforeMaxMilliseconds),
-            latestTimestamp: appendTime ? .max : now.addingSaturating(configuration.timestampAfterMaxMilliseconds))
+        let limits = route.limits(now: WallClock.now())
         do throws(RecordBatchError) {
             let header = try RecordBatchValidator.checkHeader(batch, limits: limits)
-            if header.isTransactional, request.transactionalID?.isEmpty != false {
-                return ProduceResult(
-                    error: .transactionalIDAuthorizationFailed,
-                    message: "a batch is part of a transaction, but the request names no transactional id")
+            if header.isTransactional, terms.transaction?.transactionalID.isEmpty != false {
+                return .refused(
+                    ProduceRefusal(
+                        error: .transactionalIDAuthorizationFailed,
+                        message: "a batch is part of a transaction, but the request names no transactional id"))
             }
             if header.codec == .zstd, context.version < 7 {
-                return ProduceResult(
-                    error: .unsupportedCompressionType,
-                    message: "zstd needs Produce version 7 or later (KIP-110); the client sent \(context.version)")
+                return .refused(
+                    ProduceRefusal(
+                        error: .unsupportedCompressionType,
+                        message: "zstd needs Produce version 7 or later (KIP-110); the client sent \(context.version)"))
             }
-            candidates.append(
+            return .candidate(
                 Candidate(
-                    index: index, key: PartitionKey(topicID: topic.id, partition: partition), batch: batch,
-                    header: header, limits: limits, requiresKeys: configuration.cleanupPolicy.contains(.compact),
-                    walksRecords: configuration.validation == .records
-                        || configuration.cleanupPolicy.contains(.compact),
-                    appendTime: appendTime, reencode: configuration.targetCodec(for: header.codec),
-                    transaction: header.isTransactional ? transaction : nil))
-            return nil
+                    index: index, batch: batch, header: header, limits: limits, route: route,
+                    reencode: route.keepsCodec ? nil : route.topic.configuration.targetCodec(for: header.codec),
+                    transaction: header.isTransactional ? terms.transaction : nil))
         } catch {
-            return rejection(error)
+            return .refused(rejection(error))
         }
     }
 
-    private static func rejection(_ error: RecordBatchError) -> ProduceResult {
-        var result = ProduceResult(error: error.errorCode, message: error.description)
-        if let index = error.recordIndex {
-            result.recordErrors = [(index, error.description)]
+    private static func absence(
+        _ name: String, _ id: UniversalID, _ partition: Int32, _ context: RequestContext
+    ) -> ProduceRefusal {
+        let byID = context.version >= 13
+        guard let topic = byID ? context.image.topic(id: id) : context.image.topic(named: name) else {
+            return ProduceRefusal(
+                error: byID ? .unknownTopicID : .unknownTopicOrPartition,
+                message: "the topic does not exist; create it first")
         }
-        return result
+        return ProduceRefusal(
+            error: .unknownTopicOrPartition,
+            message: "topic \(topic.name) has \(topic.partitions.count) partitions, none with index \(partition)")
+    }
+
+    private static func rejection(_ error: RecordBatchError) -> ProduceRefusal {
+        ProduceRefusal(
+            error: error.errorCode, message: error.description,
+            recordErrors: error.recordIndex.map { [($0, error.description)] } ?? [])
     }
 
     private enum Checked: @unchecked Sendable {
@@ -149,10 +198,10 @@ package enum ProduceHandler {
         var batch = candidate.batch
         var header = candidate.header
         do throws(RecordBatchError) {
-            if candidate.walksRecords {
+            if candidate.route.walksRecords {
                 let facts = try RecordBatchValidator.checkRecords(
-                    batch, header: header, limits: candidate.limits, requireKeys: candidate.requiresKeys)
-                if !candidate.appendTime, facts.maxTimestamp != header.maxTimestamp {
+                    batch, header: header, limits: candidate.limits, requireKeys: candidate.route.requiresKeys)
+                if !candidate.route.stampsAppendTime, facts.maxTimestamp != header.maxTimestamp {
                     RecordBatchPatch.setMaxTimestamp(facts.maxTimestamp, in: &batch)
                     header = try RecordBatchHeader(reading: batch, at: batch.readerIndex)
                 }
@@ -164,7 +213,7 @@ package enum ProduceHandler {
             }
             return .good(
                 ProduceItem(
-                    index: candidate.index, key: candidate.key, batch: batch, header: header,
+                    index: candidate.index, key: candidate.route.key, batch: batch, header: header,
                     transaction: candidate.transaction))
         } catch {
             return .bad(error)
@@ -178,7 +227,7 @@ package enum ProduceHandler {
         case .good(let item):
             return item
         case .bad(let error):
-            state.complete(ProduceCompletion(request: state, index: candidate.index, result: rejection(error)))
+            state.complete(ProduceCompletion(request: state, index: candidate.index, result: .refused(rejection(error))))
             return nil
         }
     }
@@ -206,7 +255,7 @@ package enum ProduceHandler {
                     case .good(let item):
                         slot.items.append(item)
                     case .bad(let error):
-                        state.complete(ProduceCompletion(request: state, index: index, result: rejection(error)))
+                        state.complete(ProduceCompletion(request: state, index: index, result: .refused(rejection(error))))
                     }
                 }
                 ProduceGate.run(connectionState.produceGate.ready(entry))
@@ -233,22 +282,41 @@ package enum ProduceHandler {
 
     private static func forward(_ items: [ProduceItem], _ state: ProduceRequestState, _ loop: BrokerLoop) {
         let loops = loop.services.loops
-        if items.count == 1 || loops.count == 1 {
-            for item in items { loop.forward([item], for: state, to: loops.loop(of: item.key)) }
-            return
-        }
-        var byLoop: [[ProduceItem]] = Array(repeating: [], count: loops.count)
-        for item in items { byLoop[loops.index(of: item.key)].append(item) }
-        for (index, items) in byLoop.enumerated() where !items.isEmpty {
-            loop.forward(items, for: state, to: loops.all[index])
-        }
+        for item in items { loop.forward(item, for: state, to: loops.loop(of: item.key, near: loop)) }
     }
 
     // MARK: Answer
 
-    private static func answer(_ request: ProduceRequest, _ results: [ProduceResult], _ context: RequestContext) {
+    /// Answers a request that named one partition.
+    static func answer(_ request: SinglePartitionProduce, _ result: ProduceResult, _ context: RequestContext) {
+        switch result {
+        case .appended(let baseOffset, let logAppendTime, let logStartOffset):
+            guard request.acks != 0 else {
+                context.respond(with: .nothing)
+                return
+            }
+            context.connection.respond(to: context.ticket) { output in
+                request.writeResponse(
+                    correlationID: context.header.correlationID, version: context.version, baseOffset: baseOffset,
+                    logAppendTimeMs: logAppendTime, logStartOffset: logStartOffset, into: &output)
+            }
+        case .refused:
+            var whole = ProduceRequest()
+            var topic = ProduceRequest.TopicProduceData()
+            var partition = ProduceRequest.PartitionProduceData()
+            partition.index = request.partition
+            topic.name = request.topic
+            topic.topicID = request.topicID
+            topic.partitionData = [partition]
+            whole.acks = request.acks
+            whole.topicData = [topic]
+            answer(whole, [result], context)
+        }
+    }
+
+    static func answer(_ request: ProduceRequest, _ results: [ProduceResult], _ context: RequestContext) {
         if request.acks == 0 {
-            if let failed = results.first(where: { $0.error != .none }) {
+            if let failed = results.lazy.compactMap(\.refusal).first {
                 // There is no answer to put the error in: Kafka closes the connection so that the client notices.
                 context.loop.logger.warning(
                     "produce with acks=0 failed",
@@ -272,26 +340,18 @@ package enum ProduceHandler {
             topic.topicID = topicData.topicID
             topic.partitionResponses.reserveCapacity(topicData.partitionData.count)
             for partitionData in topicData.partitionData {
-                let result = results[index]
-                index += 1
                 var partition = ProduceResponse.PartitionProduceResponse()
                 partition.index = partitionData.index
-                partition.errorCode = result.error.rawValue
-                partition.errorMessage = result.message
-                partition.baseOffset = result.baseOffset
-                partition.logAppendTimeMs = result.logAppendTime
-                partition.logStartOffset = result.logStartOffset
-                partition.recordErrors = result.recordErrors.map {
-                    var error = ProduceResponse.BatchIndexAndErrorMessage()
-                    error.batchIndex = $0.index
-                    error.batchIndexErrorMessage = $0.message
-                    return error
+                switch results[index] {
+                case .appended(let baseOffset, let logAppendTime, let logStartOffset):
+                    partition.baseOffset = baseOffset
+                    partition.logAppendTimeMs = logAppendTime
+                    partition.logStartOffset = logStartOffset
+                case .refused(let refusal):
+                    fill(&partition, with: refusal)
+                    if let leader = refusal.leader, !leaders.contains(leader.id) { leaders.append(leader.id) }
                 }
-                if let leader = result.leader {
-                    partition.currentLeader.leaderID = leader.id
-                    partition.currentLeader.leaderEpoch = leader.epoch
-                    if !leaders.contains(leader.id) { leaders.append(leader.id) }
-                }
+                index += 1
                 topic.partitionResponses.append(partition)
             }
             response.responses.append(topic)
@@ -305,6 +365,22 @@ package enum ProduceHandler {
             response.nodeEndpoints.append(endpoint)
         }
         context.respond(response)
+    }
+
+    private static func fill(_ partition: inout ProduceResponse.PartitionProduceResponse, with refusal: ProduceRefusal) {
+        partition.errorCode = refusal.error.rawValue
+        partition.errorMessage = refusal.message
+        partition.baseOffset = -1
+        partition.recordErrors = refusal.recordErrors.map {
+            var error = ProduceResponse.BatchIndexAndErrorMessage()
+            error.batchIndex = $0.index
+            error.batchIndexErrorMessage = $0.message
+            return error
+        }
+        if let leader = refusal.leader {
+            partition.currentLeader.leaderID = leader.id
+            partition.currentLeader.leaderEpoch = leader.epoch
+        }
     }
 }
 

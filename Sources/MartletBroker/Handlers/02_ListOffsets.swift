@@ -65,7 +65,7 @@ package enum ListOffsetsHandler {
         _ context: RequestContext
     ) -> EventLoopFuture<Found> {
         let promise = context.loop.eventLoop.makePromise(of: Found.self)
-        context.services.loops.loop(of: key).post { loop in
+        context.services.loops.loop(of: key, near: context.loop).post { loop in
             guard let partition = loop.partition(key) else {
                 promise.succeed(Found(error: loop.absence))
                 return

@@ -60,7 +60,7 @@ package enum DeleteRecordsHandler {
         before offset: Int64, _ key: PartitionKey, _ context: RequestContext
     ) -> EventLoopFuture<Outcome> {
         let promise = context.loop.eventLoop.makePromise(of: Outcome.self)
-        context.services.loops.loop(of: key).post { loop in
+        context.services.loops.loop(of: key, near: context.loop).post { loop in
             guard let partition = loop.partition(key) else {
                 promise.succeed(Outcome(error: loop.absence))
                 return

@@ -24,7 +24,7 @@ package enum OffsetForLeaderEpochHandler {
                 }
                 let key = PartitionKey(topicID: image.id, partition: PartitionIndex(wanted.partition))
                 let promise = context.loop.eventLoop.makePromise(of: Found.self)
-                context.services.loops.loop(of: key).post { loop in
+                context.services.loops.loop(of: key, near: context.loop).post { loop in
                     guard let partition = loop.partition(key) else {
                         promise.succeed(Found(error: loop.absence))
                         return

@@ -54,7 +54,7 @@ enum MarkerWriter {
         }
         guard let partition = loop.partition(key) else { return reply(loop.absence) }
         partition.whenOpen { partition in
-            partition.appendMarker(MarkerAppend(marker)) { reply($0.error) }
+            partition.appendMarker(MarkerAppend(marker)) { reply($0.refusal?.error ?? .none) }
         }
     }
 

@@ -178,10 +178,9 @@ final class TransactionShardShell: @unchecked Sendable {
         let done: (ProduceResult) -> Void = { result in
             self.inFlightAppendCount -= 1
             guard incarnation == self.incarnation else { return }
-            if result.error == .none {
-                self.handle(.committed(token))
-            } else {
-                self.fail(token, result.error, result.message ?? "")
+            switch result {
+            case .appended: self.handle(.committed(token))
+            case .refused(let refusal): self.fail(token, refusal.error, refusal.message ?? "")
             }
         }
         func failLater(_ code: ErrorCode, _ cause: String) {
