@@ -1,6 +1,7 @@
 """confluent-kafka (current librdkafka) against martletd, and in both directions with the martlet command."""
 
 import json
+import os
 import random
 import threading
 import time
@@ -220,6 +221,87 @@ def exactly_once_copy():
             reader.close()
             del writer
         equal(committed_values(broker, target, count), [str(number) for number in range(count)], "copies")
+
+
+class Copier(threading.Thread):
+    """Copies exactly once, as an application does that restarts itself after what it cannot handle."""
+
+    def __init__(self, broker, source, target):
+        super().__init__(daemon=True)
+        self.broker, self.source, self.target = broker, source, target
+        self.done = threading.Event()
+        self.failures = []
+        self.start()
+
+    def run(self):
+        while not self.done.is_set():
+            try:
+                self.copy()
+            except KafkaException as error:
+                self.failures.append(str(error))
+                time.sleep(0.1)
+
+    def copy(self):
+        reader = consumer(self.broker, group="copier", isolation_level="read_committed", session_timeout_ms=6000)
+        # With its re-bootstrap librdkafka 2.16 keeps asking a broker object it has given up for the group's
+        # coordinator, and send_offsets_to_transaction never returns.
+        writer = producer(
+            self.broker, transactional_id="copier", transaction_timeout_ms=60000, metadata_recovery_strategy="none")
+        try:
+            reader.subscribe([self.source])
+            writer.init_transactions(30)
+            while not self.done.is_set():
+                batch = [message for message in reader.consume(20, timeout=0.2) if not message.error()]
+                if not batch:
+                    continue
+                writer.begin_transaction()
+                for message in batch:
+                    writer.produce(self.target, value=message.value(), partition=0)
+                writer.send_offsets_to_transaction(
+                    reader.position(reader.assignment()), reader.consumer_group_metadata(), 30)
+                while True:
+                    try:
+                        writer.commit_transaction(30)
+                        break
+                    except KafkaException as error:
+                        if not error.args[0].retriable():
+                            raise
+        finally:
+            reader.close()
+
+
+@scenario
+def exactly_once_copy_over_kill_9():
+    rounds = int(os.environ.get("COPY_ROUNDS", "12"))
+    seed = int(os.environ.get("COPY_SEED", "20260131"))
+    print(f"seed {seed}, {rounds} rounds")
+    draw = random.Random(seed)
+    with Broker() as broker:
+        source, target = broker.create("source"), broker.create("target")
+        copier = Copier(broker, source, target)
+        client = producer(broker, enable_idempotence=True)
+        sent = 0
+        for _ in range(rounds):
+            for _ in range(draw.randint(50, 300)):
+                client.produce(source, value=str(sent).encode(), partition=0)
+                sent += 1
+            client.flush(60)
+            time.sleep(draw.random() * 0.6)
+            broker.kill()
+            broker.start()
+        client.flush(60)
+        committed_values(broker, target, sent)
+        copier.done.set()
+        copier.join(60)
+        # All of it, so that nothing that came twice hides behind the count.
+        reader = consumer(broker, isolation_level="read_committed")
+        reader.assign([TopicPartition(target, 0, OFFSET_BEGINNING)])
+        found = []
+        while batch := reader.consume(1000, timeout=3):
+            found += [message.value().decode() for message in batch if not message.error()]
+        reader.close()
+        equal(found, [str(number) for number in range(sent)], f"copies ({copier.failures[-3:]})")
+        print(f"{sent} records, {len(copier.failures)} restarts of the copier")
 
 
 @scenario
