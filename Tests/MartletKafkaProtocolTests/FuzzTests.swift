@@ -134,7 +134,7 @@ import Testing
         while fgets(&line, Int32(line.count), file) != nil {
             let text = String(decoding: line.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
             guard text.hasPrefix("VmPeak:") else { continue }
-            return try #require(Int(text.split(separator: " ")[1]))
+            return try #require(Int(text.split { $0 == " " || $0 == "\t" }[1]))
         }
         throw Unavailable()
     }
