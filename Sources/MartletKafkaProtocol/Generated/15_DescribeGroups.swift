@@ -102,6 +102,9 @@ package struct DescribeGroupsResponse: KafkaResponse {
         package var members: [DescribedGroupMember] = []
         /// Bit set of operations; the smallest int32 if not asked for. Versions 3+.
         package var authorizedOperations: Int32 = Int32.min
+        /// Not of Kafka: why the group rebalanced last, under a tag that others skip. Versions 5+. Tag
+        /// 10000.
+        package var lastRebalance: LastRebalance? = nil
 
         package init() {}
 
@@ -120,7 +123,15 @@ package struct DescribeGroupsResponse: KafkaResponse {
                 self.authorizedOperations = try r.integer()
             }
             if flexible {
-                try r.skipTaggedFields()
+                for _ in 0..<(try r.unsignedVarint()) {
+                    let (tag, end) = try r.taggedField()
+                    switch tag {
+                    case 10000:
+                        self.lastRebalance = try r.nullableStructure(version)
+                        try r.endTaggedField(tag, at: end)
+                    case _: r.skip(to: end)
+                    }
+                }
             }
         }
 
@@ -139,7 +150,14 @@ package struct DescribeGroupsResponse: KafkaResponse {
                 w.integer(self.authorizedOperations)
             }
             if flexible {
-                w.unsignedVarint(0)
+                var tagCount: UInt32 = 0
+                if self.lastRebalance != nil { tagCount += 1 }
+                w.unsignedVarint(tagCount)
+                if self.lastRebalance != nil {
+                    let start = w.beginTaggedField(10000)
+                    try w.nullableStructure(self.lastRebalance, version)
+                    try w.endTaggedField(start)
+                }
             }
         }
     }
@@ -183,6 +201,42 @@ package struct DescribeGroupsResponse: KafkaResponse {
             if flexible {
                 w.unsignedVarint(0)
             }
+        }
+    }
+
+    /// not of Kafka: why the group rebalanced last, under a tag that others skip
+    package struct LastRebalance: KafkaStructure {
+        package var reason: String = ""
+        /// The member that caused it.
+        package var memberID: String? = ""
+        /// Generation or group epoch that came out of it.
+        package var generation: Int32 = 0
+        package var startTimestamp: Int64 = 0
+        package var durationMs: Int64 = 0
+        package var memberCount: Int32 = 0
+
+        package init() {}
+
+        package init(reading r: inout ProtocolReader, version: Int16) throws(DecodeError) {
+            let flexible = true
+            self.reason = try r.string(flexible)
+            self.memberID = try r.nullableString(flexible)
+            self.generation = try r.integer()
+            self.startTimestamp = try r.integer()
+            self.durationMs = try r.integer()
+            self.memberCount = try r.integer()
+            try r.skipTaggedFields()
+        }
+
+        package func encode(into w: inout ProtocolWriter, version: Int16) throws(EncodeError) {
+            let flexible = true
+            try w.string(self.reason, flexible)
+            try w.nullableString(self.memberID, flexible)
+            w.integer(self.generation)
+            w.integer(self.startTimestamp)
+            w.integer(self.durationMs)
+            w.integer(self.memberCount)
+            w.unsignedVarint(0)
         }
     }
 }

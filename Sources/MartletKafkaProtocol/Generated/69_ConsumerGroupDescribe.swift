@@ -80,6 +80,8 @@ package struct ConsumerGroupDescribeResponse: KafkaResponse {
         package var members: [Member] = []
         /// Bit set of operations; the smallest int32 if not asked for.
         package var authorizedOperations: Int32 = Int32.min
+        /// Not of Kafka: why the group rebalanced last, under a tag that others skip. Tag 10000.
+        package var lastRebalance: LastRebalance? = nil
 
         package init() {}
 
@@ -94,7 +96,15 @@ package struct ConsumerGroupDescribeResponse: KafkaResponse {
             self.assignorName = try r.string(flexible)
             self.members = try r.structures(flexible, version, atLeast: 16)
             self.authorizedOperations = try r.integer()
-            try r.skipTaggedFields()
+            for _ in 0..<(try r.unsignedVarint()) {
+                let (tag, end) = try r.taggedField()
+                switch tag {
+                case 10000:
+                    self.lastRebalance = try r.nullableStructure(version)
+                    try r.endTaggedField(tag, at: end)
+                case _: r.skip(to: end)
+                }
+            }
         }
 
         package func encode(into w: inout ProtocolWriter, version: Int16) throws(EncodeError) {
@@ -108,7 +118,14 @@ package struct ConsumerGroupDescribeResponse: KafkaResponse {
             try w.string(self.assignorName, flexible)
             try w.structures(self.members, flexible, version)
             w.integer(self.authorizedOperations)
-            w.unsignedVarint(0)
+            var tagCount: UInt32 = 0
+            if self.lastRebalance != nil { tagCount += 1 }
+            w.unsignedVarint(tagCount)
+            if self.lastRebalance != nil {
+                let start = w.beginTaggedField(10000)
+                try w.nullableStructure(self.lastRebalance, version)
+                try w.endTaggedField(start)
+            }
         }
     }
 
@@ -164,6 +181,42 @@ package struct ConsumerGroupDescribeResponse: KafkaResponse {
             if version >= 1 {
                 w.integer(self.memberType)
             }
+            w.unsignedVarint(0)
+        }
+    }
+
+    /// not of Kafka: why the group rebalanced last, under a tag that others skip
+    package struct LastRebalance: KafkaStructure {
+        package var reason: String = ""
+        /// The member that caused it.
+        package var memberID: String? = ""
+        /// Generation or group epoch that came out of it.
+        package var generation: Int32 = 0
+        package var startTimestamp: Int64 = 0
+        package var durationMs: Int64 = 0
+        package var memberCount: Int32 = 0
+
+        package init() {}
+
+        package init(reading r: inout ProtocolReader, version: Int16) throws(DecodeError) {
+            let flexible = true
+            self.reason = try r.string(flexible)
+            self.memberID = try r.nullableString(flexible)
+            self.generation = try r.integer()
+            self.startTimestamp = try r.integer()
+            self.durationMs = try r.integer()
+            self.memberCount = try r.integer()
+            try r.skipTaggedFields()
+        }
+
+        package func encode(into w: inout ProtocolWriter, version: Int16) throws(EncodeError) {
+            let flexible = true
+            try w.string(self.reason, flexible)
+            try w.nullableString(self.memberID, flexible)
+            w.integer(self.generation)
+            w.integer(self.startTimestamp)
+            w.integer(self.durationMs)
+            w.integer(self.memberCount)
             w.unsignedVarint(0)
         }
     }

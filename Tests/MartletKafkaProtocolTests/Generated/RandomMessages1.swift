@@ -757,6 +757,7 @@ extension DescribeGroupsResponse.DescribedGroup: RandomMessage {
         value.protocolData = g.string()
         value.members = g.array(version)
         if version >= 3 { value.authorizedOperations = g.integer() }
+        if version >= 5 && g.coin() { value.lastRebalance = g.rarely() && version >= 5 ? nil : .random(&g, version) }
         return value
     }
 }
@@ -770,6 +771,19 @@ extension DescribeGroupsResponse.DescribedGroupMember: RandomMessage {
         value.clientHost = g.string()
         value.memberMetadata = g.bytes()
         value.memberAssignment = g.bytes()
+        return value
+    }
+}
+
+extension DescribeGroupsResponse.LastRebalance: RandomMessage {
+    static func random(_ g: inout Randomness, _ version: Int16) -> DescribeGroupsResponse.LastRebalance {
+        var value = DescribeGroupsResponse.LastRebalance()
+        value.reason = g.string()
+        value.memberID = g.rarely() ? nil : g.string()
+        value.generation = g.integer()
+        value.startTimestamp = g.integer()
+        value.durationMs = g.integer()
+        value.memberCount = g.integer()
         return value
     }
 }

@@ -1624,6 +1624,7 @@ extension ConsumerGroupDescribeResponse.DescribedGroup: RandomMessage {
         value.assignorName = g.string()
         value.members = g.array(version)
         value.authorizedOperations = g.integer()
+        if g.coin() { value.lastRebalance = g.rarely() ? nil : .random(&g, version) }
         return value
     }
 }
@@ -1642,6 +1643,19 @@ extension ConsumerGroupDescribeResponse.Member: RandomMessage {
         value.assignment = .random(&g, version)
         value.targetAssignment = .random(&g, version)
         if version >= 1 { value.memberType = g.integer() }
+        return value
+    }
+}
+
+extension ConsumerGroupDescribeResponse.LastRebalance: RandomMessage {
+    static func random(_ g: inout Randomness, _ version: Int16) -> ConsumerGroupDescribeResponse.LastRebalance {
+        var value = ConsumerGroupDescribeResponse.LastRebalance()
+        value.reason = g.string()
+        value.memberID = g.rarely() ? nil : g.string()
+        value.generation = g.integer()
+        value.startTimestamp = g.integer()
+        value.durationMs = g.integer()
+        value.memberCount = g.integer()
         return value
     }
 }
