@@ -41,6 +41,13 @@ package enum CoordinatorTimer: Hashable, Sendable {
     case sync(group: String)
     /// The look for offsets that may be forgotten goes on.
     case expiration
+    /// A member of a consumer group has not given back what it must.
+    case revocation(group: String, member: String)
+    /// A classic member of a consumer group has not joined again, or not asked for its assignment.
+    case rejoin(group: String, member: String)
+    case resync(group: String, member: String)
+    /// The matching of a consumer group's patterns goes on.
+    case patterns(group: String)
 }
 
 /// Who sent a request, as DescribeGroups shows it.
@@ -71,6 +78,18 @@ package struct JoinTraits: Sendable, Equatable {
     }
 }
 
+/// What a ConsumerGroupHeartbeat's version means, and the id for a member that brings none.
+package struct HeartbeatTraits: Sendable, Equatable {
+    /// Members choose their id (KIP-1082, version 1 and later).
+    package var requiresMemberID: Bool
+    package var newMemberID: UniversalID
+
+    package init(requiresMemberID: Bool, newMemberID: UniversalID) {
+        self.requiresMemberID = requiresMemberID
+        self.newMemberID = newMemberID
+    }
+}
+
 /// A request, brought from its version to one meaning by the handler. Each concerns groups of this shard only.
 package enum GroupRequest: Sendable, Equatable {
     case joinGroup(JoinGroupRequest, ClientIdentity, JoinTraits)
@@ -92,6 +111,15 @@ package enum GroupRequest: Sendable, Equatable {
     case listGroups(ListGroupsRequest)
     case deleteGroups([String])
     case offsetDelete(OffsetDeleteRequest)
+    case consumerGroupHeartbeat(ConsumerGroupHeartbeatRequest, ClientIdentity, HeartbeatTraits)
+    case consumerGroupDescribe([String])
+    /// The last rebalance of each group that had one, of either kind.
+    case lastRebalances([String])
+
+    /// Whether the request may make a group for which topics matter.
+    package var concernsTopics: Bool {
+        if case .consumerGroupHeartbeat = self { true } else { false }
+    }
 }
 
 package enum GroupResponse: Sendable, Equatable {
@@ -106,6 +134,9 @@ package enum GroupResponse: Sendable, Equatable {
     case listGroups(ListGroupsResponse)
     case deleteGroups([DeleteGroupsResponse.DeletableGroupResult])
     case offsetDelete(OffsetDeleteResponse)
+    case consumerGroupHeartbeat(ConsumerGroupHeartbeatResponse)
+    case consumerGroupDescribe([ConsumerGroupDescribeResponse.DescribedGroup])
+    case lastRebalances([RebalanceReport])
 }
 
 /// What the last rebalance of a group was: kept with the group and reported when it ends.

@@ -5,6 +5,18 @@ package import NIOCore
 package enum CoordinatorRecord: Hashable, Sendable {
     case offsetCommit(OffsetCommitKey, OffsetCommitValue?)
     case groupMetadata(GroupMetadataKey, GroupMetadataValue?)
+    // Consumer groups (KIP-848).
+    case consumerGroup(ConsumerGroupMetadataKey, ConsumerGroupMetadataValue?)
+    /// Not written any more but as a tombstone, where an older coordinator left one.
+    case consumerGroupTopics(ConsumerGroupPartitionMetadataKey, ConsumerGroupPartitionMetadataValue?)
+    case consumerMember(ConsumerGroupMemberMetadataKey, ConsumerGroupMemberMetadataValue?)
+    case consumerTarget(
+        ConsumerGroupTargetAssignmentMetadataKey, ConsumerGroupTargetAssignmentMetadataValue?)
+    case consumerMemberTarget(
+        ConsumerGroupTargetAssignmentMemberKey, ConsumerGroupTargetAssignmentMemberValue?)
+    case consumerMemberCurrent(
+        ConsumerGroupCurrentMemberAssignmentKey, ConsumerGroupCurrentMemberAssignmentValue?)
+    case consumerPattern(ConsumerGroupRegularExpressionKey, ConsumerGroupRegularExpressionValue?)
 
     /// Record types as they stand in the first two bytes of a key. 0 and 1 are the same layout: 0 was
     /// written by releases before 0.9.
@@ -12,6 +24,13 @@ package enum CoordinatorRecord: Hashable, Sendable {
         static let legacyOffsetCommit: Int16 = 0
         static let offsetCommit: Int16 = 1
         static let groupMetadata: Int16 = 2
+        static let consumerGroup: Int16 = 3
+        static let consumerGroupTopics: Int16 = 4
+        static let consumerMember: Int16 = 5
+        static let consumerTarget: Int16 = 6
+        static let consumerMemberTarget: Int16 = 7
+        static let consumerMemberCurrent: Int16 = 8
+        static let consumerPattern: Int16 = 16
     }
 
     /// Versions written. 4 of the offset value carries the topic id; 3 of the group value the instance ids.
@@ -38,8 +57,32 @@ package enum CoordinatorRecord: Hashable, Sendable {
             key.integer(KeyType.groupMetadata)
             try groupKey.encode(into: &key, version: 0)
             if let groupValue { value = try Self.versioned(groupValue, Self.groupValueVersion) }
+        case .consumerGroup(let recordKey, let recordValue):
+            try Self.encode(KeyType.consumerGroup, recordKey, recordValue, &key, &value)
+        case .consumerGroupTopics(let recordKey, let recordValue):
+            try Self.encode(KeyType.consumerGroupTopics, recordKey, recordValue, &key, &value)
+        case .consumerMember(let recordKey, let recordValue):
+            try Self.encode(KeyType.consumerMember, recordKey, recordValue, &key, &value)
+        case .consumerTarget(let recordKey, let recordValue):
+            try Self.encode(KeyType.consumerTarget, recordKey, recordValue, &key, &value)
+        case .consumerMemberTarget(let recordKey, let recordValue):
+            try Self.encode(KeyType.consumerMemberTarget, recordKey, recordValue, &key, &value)
+        case .consumerMemberCurrent(let recordKey, let recordValue):
+            try Self.encode(KeyType.consumerMemberCurrent, recordKey, recordValue, &key, &value)
+        case .consumerPattern(let recordKey, let recordValue):
+            try Self.encode(KeyType.consumerPattern, recordKey, recordValue, &key, &value)
         }
         return (key.buffer, value)
+    }
+
+    /// Records of consumer groups know one version.
+    private static func encode(
+        _ type: Int16, _ recordKey: some KafkaMessage, _ recordValue: (some KafkaMessage)?,
+        _ key: inout ProtocolWriter, _ value: inout ByteBuffer?
+    ) throws(EncodeError) {
+        key.integer(type)
+        try recordKey.encode(into: &key, version: 0)
+        if let recordValue { value = try versioned(recordValue, 0) }
     }
 
     private static func versioned(_ message: some KafkaMessage, _ version: Int16) throws(EncodeError)
@@ -64,6 +107,26 @@ package enum CoordinatorRecord: Hashable, Sendable {
         case KeyType.groupMetadata:
             let groupKey = try GroupMetadataKey(reading: &r, version: 0)
             return .groupMetadata(groupKey, try value.map(read))
+        case KeyType.consumerGroup:
+            return .consumerGroup(try ConsumerGroupMetadataKey(reading: &r, version: 0), try value.map(read))
+        case KeyType.consumerGroupTopics:
+            return .consumerGroupTopics(
+                try ConsumerGroupPartitionMetadataKey(reading: &r, version: 0), try value.map(read))
+        case KeyType.consumerMember:
+            return .consumerMember(
+                try ConsumerGroupMemberMetadataKey(reading: &r, version: 0), try value.map(read))
+        case KeyType.consumerTarget:
+            return .consumerTarget(
+                try ConsumerGroupTargetAssignmentMetadataKey(reading: &r, version: 0), try value.map(read))
+        case KeyType.consumerMemberTarget:
+            return .consumerMemberTarget(
+                try ConsumerGroupTargetAssignmentMemberKey(reading: &r, version: 0), try value.map(read))
+        case KeyType.consumerMemberCurrent:
+            return .consumerMemberCurrent(
+                try ConsumerGroupCurrentMemberAssignmentKey(reading: &r, version: 0), try value.map(read))
+        case KeyType.consumerPattern:
+            return .consumerPattern(
+                try ConsumerGroupRegularExpressionKey(reading: &r, version: 0), try value.map(read))
         case _:
             return nil
         }

@@ -15,8 +15,9 @@ import NIOCore
 /// Invariants: I17 one owner per partition and generation, I18 no commit from outside the present generation,
 /// and replay of the appended records into an empty core gives ``durableState()`` of this one.
 ///
-/// It does not know topics (the handler does), nor versions, nor connections. Consumer groups (KIP-848) which
-/// join as a further sub-machine beside ``ClassicGroup``, ``OffsetStore`` and ``PendingOffsets``.
+/// It knows versions and connections as little as the layers below. Topics it knows by a ``TopicCatalog``, for
+/// consumer groups alone. ``ClassicGroup``, ``ConsumerGroup``, ``OffsetStore`` and ``PendingOffsets`` are its
+/// sub-machines.
 package struct GroupCoordinatorShard: ~Copyable {
     package enum Event: Sendable {
         /// Every record of the log has been replayed.
@@ -27,6 +28,8 @@ package struct GroupCoordinatorShard: ~Copyable {
         case appendFailed(AppendToken, ErrorCode)
         case timerFired(CoordinatorTimer)
         case topicsDeleted([String])
+        /// Topics were created, changed or deleted. Also told before or right after `loaded`.
+        case topicsChanged(TopicCatalog)
         /// Time to look for offsets that nobody needs any more.
         case expirationDue(OffsetRetention)
         case reconfigured(GroupConfiguration)
@@ -42,7 +45,11 @@ package struct GroupCoordinatorShard: ~Copyable {
 
     private var state: State = .loading
     private(set) var configuration: GroupConfiguration
-    private(set) var groups: [String: ClassicGroup] = [:]
+    /// Classic groups, and groups that only store offsets.
+    var groups: [String: ClassicGroup] = [:]
+    /// Groups of the consumer protocol; an id is in one of the two.
+    var consumerGroups: [String: ConsumerGroup] = [:]
+    private(set) var catalog = TopicCatalog.empty
     private(set) var offsets = OffsetStore()
     var pendingOffsets = PendingOffsets()
     private var nextToken: UInt64 = 1
@@ -66,7 +73,7 @@ package struct GroupCoordinatorShard: ~Copyable {
 
     /// A group that has offsets and no more.
     mutating func ensureGroup(_ id: String, now: Timestamp) {
-        if groups[id] == nil { groups[id] = ClassicGroup(id: id, now: now) }
+        if groups[id] == nil, consumerGroups[id] == nil { groups[id] = ClassicGroup(id: id, now: now) }
     }
 
     mutating func replayCommitted(_ record: CoordinatorRecord, now: Timestamp) {
@@ -74,14 +81,22 @@ package struct GroupCoordinatorShard: ~Copyable {
         case .offsetCommit(let key, let value):
             offsets.replay(key, value)
             // Offsets alone make a group as well: a consumer with assigned partitions only commits.
-            if value != nil, groups[key.group] == nil {
+            if value != nil, groups[key.group] == nil, consumerGroups[key.group] == nil {
                 groups[key.group] = ClassicGroup(id: key.group, now: now)
             }
         case .groupMetadata(let key, let value):
+            if value != nil { consumerGroups[key.group] = nil }
             if value != nil, groups[key.group] == nil {
                 groups[key.group] = ClassicGroup(id: key.group, now: now)
             }
             groups[key.group]?.replay(value)
+        case .consumerGroup(_, let value): replayConsumer(record, hasValue: value != nil, now: now)
+        case .consumerGroupTopics(_, let value): replayConsumer(record, hasValue: value != nil, now: now)
+        case .consumerMember(_, let value): replayConsumer(record, hasValue: value != nil, now: now)
+        case .consumerTarget(_, let value): replayConsumer(record, hasValue: value != nil, now: now)
+        case .consumerMemberTarget(_, let value): replayConsumer(record, hasValue: value != nil, now: now)
+        case .consumerMemberCurrent(_, let value): replayConsumer(record, hasValue: value != nil, now: now)
+        case .consumerPattern(_, let value): replayConsumer(record, hasValue: value != nil, now: now)
         }
     }
 
@@ -97,6 +112,7 @@ package struct GroupCoordinatorShard: ~Copyable {
                 groups[id]?.load(into: &outbox)
                 removeIfUnused(id)
             }
+            for id in consumerGroups.keys.sorted() { consumerGroups[id]?.load(into: &outbox) }
         case .requested(let id, let request):
             switch state {
             case .active: handle(id, request, &outbox)
@@ -111,9 +127,11 @@ package struct GroupCoordinatorShard: ~Copyable {
             if state == .active { fire(timer, &outbox) }
         case .topicsDeleted(let topics):
             if state == .active { forget(topics, &outbox) }
+        case .topicsChanged(let catalog):
+            self.catalog = catalog
         case .expirationDue(let retention):
             if state == .active, expiration == nil {
-                expiration = (retention, groups.keys.sorted(by: >))
+                expiration = (retention, (Array(groups.keys) + Array(consumerGroups.keys)).sorted(by: >))
                 continueExpiration(&outbox)
             }
         case .reconfigured(let configuration):
@@ -139,7 +157,7 @@ package struct GroupCoordinatorShard: ~Copyable {
             for record in append.records {
                 if let producer = append.producer {
                     replay(record, producerID: producer.id, now: outbox.now.timestamp)
-                } else {
+                } else if !append.isReplayed {
                     replay(record, now: outbox.now.timestamp)
                 }
                 touched.insert(record.groupID)
@@ -172,7 +190,7 @@ package struct GroupCoordinatorShard: ~Copyable {
     }
 
     /// Sends an answer once the group's appends so far are committed.
-    private mutating func respond(
+    mutating func respond(
         _ id: RequestID, _ response: GroupResponse, after groupIDs: [String], _ outbox: inout Outbox
     ) {
         if let token = groupIDs.compactMap({ lastAppends[$0] }).max() {
@@ -221,11 +239,13 @@ package struct GroupCoordinatorShard: ~Copyable {
         case .joinGroup(let request, let client, let traits):
             join(id, request, client, traits, &outbox)
         case .syncGroup(let request):
+            if consumerGroups[request.groupID] != nil { return syncConsumerGroup(id, request, &outbox) }
             guard groups[request.groupID] != nil else {
                 return outbox.respond(id, Self.refusal(.syncGroup(request), Self.missing(request.groupID)))
             }
             groups[request.groupID]?.sync(id, request, &outbox)
         case .heartbeat(let request):
+            if consumerGroups[request.groupID] != nil { return heartbeatClassicMember(id, request, &outbox) }
             var response = HeartbeatResponse()
             let code = groups[request.groupID]?.heartbeat(request, &outbox) ?? Self.missing(request.groupID)
             response.errorCode = code.rawValue
@@ -239,6 +259,11 @@ package struct GroupCoordinatorShard: ~Copyable {
         case .endTransaction(let marker):
             endTransaction(id, marker, &outbox)
         case .offsetFetch(let request, let requireStable):
+            if let code = consumerGroups[request.groupID]?.fetchProblem(
+                memberID: request.memberID, epoch: request.memberEpoch)
+            {
+                return outbox.respond(id, Self.refusal(.offsetFetch(request, requireStable: requireStable), code))
+            }
             var response = fetchOffsets(request)
             if requireStable { markUnstable(&response, isWhole: request.topics == nil) }
             respond(id, .offsetFetch(response), after: [request.groupID], &outbox)
@@ -250,6 +275,12 @@ package struct GroupCoordinatorShard: ~Copyable {
             deleteGroups(id, ids, &outbox)
         case .offsetDelete(let request):
             deleteOffsets(id, request, &outbox)
+        case .consumerGroupHeartbeat(let request, let client, let traits):
+            consumerHeartbeat(id, request, client, traits, &outbox)
+        case .consumerGroupDescribe(let ids):
+            respond(id, .consumerGroupDescribe(ids.map { describeConsumerGroup($0) }), after: ids, &outbox)
+        case .lastRebalances(let ids):
+            outbox.respond(id, .lastRebalances(ids.compactMap { lastRebalance($0) }))
         }
     }
 
@@ -275,10 +306,14 @@ package struct GroupCoordinatorShard: ~Copyable {
         guard request.protocols.count <= GroupLimits.protocolCountLimit,
             byteCount <= GroupLimits.memberMetadataBytesLimit
         else { return refuse(.invalidRequest) }
+        if servesClassicMembers(groupID) { return joinConsumerGroup(id, request, client, traits, &outbox) }
         if groups[groupID] == nil {
             // Only a newcomer founds a group; who brings an id believes in one that is gone.
             guard request.memberID.isEmpty else { return refuse(.unknownMemberID) }
-            guard groups.count < GroupLimits.groupCountLimit else { return refuse(.groupMaxSizeReached) }
+            guard groups.count + consumerGroups.count < GroupLimits.groupCountLimit else {
+                return refuse(.groupMaxSizeReached)
+            }
+            makeRoomForClassicGroup(groupID, &outbox)
             groups[groupID] = ClassicGroup(id: groupID, now: outbox.now.timestamp)
         }
         groups[groupID]?.join(id, request, client, traits, &outbox)
@@ -289,6 +324,8 @@ package struct GroupCoordinatorShard: ~Copyable {
         var response = LeaveGroupResponse()
         if request.groupID.isEmpty {
             response.errorCode = ErrorCode.invalidGroupID.rawValue
+        } else if consumerGroups[request.groupID] != nil {
+            return leaveClassicMembers(id, request, &outbox)
         } else if groups[request.groupID] != nil {
             response.members = groups[request.groupID]?.leave(request.members, &outbox) ?? []
             removeIfUnused(request.groupID, pendingAppends: outbox.appends)
@@ -308,6 +345,10 @@ package struct GroupCoordinatorShard: ~Copyable {
         let groupID: String
         switch timer {
         case .session(let group, let member):
+            if consumerGroups[group] != nil {
+                let reason = consumerGroups[group]?.sessionTimeIsUp(member, &outbox)
+                return expire(member, of: group, reason, &outbox)
+            }
             groupID = group
             groups[group]?.sessionTimeIsUp(member, &outbox)
         case .pendingMember(let group, let member):
@@ -321,6 +362,15 @@ package struct GroupCoordinatorShard: ~Copyable {
             groups[group]?.syncTimeIsUp(&outbox)
         case .expiration:
             return continueExpiration(&outbox)
+        case .revocation(let group, let member):
+            return expire(
+                member, of: group, consumerGroups[group]?.revocationTimeIsUp(member, &outbox), &outbox)
+        case .rejoin(let group, let member):
+            return expire(member, of: group, consumerGroups[group]?.joinTimeIsUp(member, &outbox), &outbox)
+        case .resync(let group, let member):
+            return expire(member, of: group, consumerGroups[group]?.syncTimeIsUp(member, &outbox), &outbox)
+        case .patterns(let group):
+            return continuePatterns(group, &outbox)
         }
         removeIfUnused(groupID, pendingAppends: outbox.appends)
     }
@@ -352,8 +402,22 @@ package struct GroupCoordinatorShard: ~Copyable {
             producer != nil && request.generationIDOrMemberEpoch < 0 && request.memberID.isEmpty
             && request.groupInstanceID == nil
         if isAnonymous {
-            if groups[groupID] == nil, groups.count >= GroupLimits.groupCountLimit {
+            if groups[groupID] == nil, consumerGroups[groupID] == nil,
+                groups.count + consumerGroups.count >= GroupLimits.groupCountLimit
+            {
                 return refuse(.groupMaxSizeReached)
+            }
+        } else if let group = consumerGroups[groupID] {
+            // Offsets in transactions have carried the member epoch from their first version with members on.
+            if let code = group.commitProblem(
+                memberID: request.memberID, instanceID: request.groupInstanceID,
+                epoch: request.generationIDOrMemberEpoch,
+                knowsEpochs: reportsMissingGroup || producer != nil)
+            {
+                return refuse(code)
+            }
+            if group.members[request.memberID]?.usesClassicProtocol == true {
+                consumerGroups[groupID]?.heardOf(request.memberID, &outbox)
             }
         } else if groups[groupID] != nil {
             let code = groups[groupID]?.checkCommit(request, &outbox)
@@ -361,7 +425,7 @@ package struct GroupCoordinatorShard: ~Copyable {
             if let code, producer == nil || code != .rebalanceInProgress { return refuse(code) }
         } else if request.generationIDOrMemberEpoch >= 0 {
             return refuse(reportsMissingGroup ? .groupIDNotFound : .illegalGeneration)
-        } else if groups.count >= GroupLimits.groupCountLimit {
+        } else if groups.count + consumerGroups.count >= GroupLimits.groupCountLimit {
             return refuse(.groupMaxSizeReached)
         }
 
@@ -381,6 +445,12 @@ package struct GroupCoordinatorShard: ~Copyable {
                 let metadata = partition.committedMetadata ?? ""
                 if metadata.utf8.count > configuration.offsetMetadataMaxBytes {
                     answer.errorCode = ErrorCode.offsetMetadataTooLarge.rawValue
+                } else if !isAnonymous,
+                    let code = consumerGroups[groupID]?.commitProblem(
+                        memberID: request.memberID, epoch: request.generationIDOrMemberEpoch,
+                        topic: topic.topicID, partition: partition.partitionIndex)
+                {
+                    answer.errorCode = code.rawValue
                 } else if offsets.offsetCount + pendingOffsets.offsetCount + records.count
                     >= GroupLimits.offsetCountLimit
                 {
@@ -444,12 +514,12 @@ package struct GroupCoordinatorShard: ~Copyable {
         _ id: RequestID, _ request: OffsetDeleteRequest, _ outbox: inout Outbox
     ) {
         var response = OffsetDeleteResponse()
-        guard let group = groups[request.groupID] else {
+        guard let facts = facts(request.groupID) else {
             response.errorCode =
                 (request.groupID.isEmpty ? ErrorCode.invalidGroupID : ErrorCode.groupIDNotFound).rawValue
             return outbox.respond(id, .offsetDelete(response))
         }
-        guard group.isEmpty || group.usesConsumerProtocol else {
+        guard facts.isEmpty || facts.tellsTopics else {
             // Members of another kind do not tell which offsets they need.
             response.errorCode = ErrorCode.nonEmptyGroup.rawValue
             return outbox.respond(id, .offsetDelete(response))
@@ -458,7 +528,7 @@ package struct GroupCoordinatorShard: ~Copyable {
         for topic in request.topics {
             var answer = OffsetDeleteResponse.OffsetDeleteResponseTopic()
             answer.name = topic.name
-            let isSubscribed = !group.isEmpty && group.isSubscribed(to: topic.name)
+            let isSubscribed = !facts.isEmpty && isSubscribed(request.groupID, to: topic.name)
             for partition in topic.partitions {
                 var result = OffsetDeleteResponse.OffsetDeleteResponsePartition()
                 result.partitionIndex = partition.partitionIndex
@@ -516,12 +586,12 @@ package struct GroupCoordinatorShard: ~Copyable {
     private func expire(
         _ id: String, _ retention: OffsetRetention, into records: inout [CoordinatorRecord], now: Int64
     ) {
-        guard let group = groups[id] else { return }
+        guard let facts = facts(id) else { return }
         var keptCount = 0
         // A group that never had members only stores offsets: each has its own clock.
-        let start = group.isEmpty && !group.protocolType.isEmpty ? group.phaseChangedAt.rawValue : .min
+        let start = facts.emptySince?.rawValue ?? .min
         for topic in offsets.topics(group: id) {
-            let isInUse = !group.isEmpty && group.isSubscribed(to: topic)
+            let isInUse = !facts.isEmpty && isSubscribed(id, to: topic)
             let limit = retention.milliseconds(topic: topic)
             for partition in offsets.partitions(group: id, topic: topic) {
                 guard let offset = offsets.offset(group: id, topic: topic, partition: partition) else {
@@ -546,11 +616,37 @@ package struct GroupCoordinatorShard: ~Copyable {
                 }
             }
         }
-        if keptCount == 0, group.isEmpty, group.pendingMembers.isEmpty, group.persisted != nil,
-            lastAppends[id] == nil, !pendingOffsets.hasOffsets(group: id)
-        {
+        guard keptCount == 0, facts.isEmpty, lastAppends[id] == nil, !pendingOffsets.hasOffsets(group: id) else {
+            return
+        }
+        if let group = consumerGroups[id] {
+            records.append(contentsOf: group.tombstones())
+        } else if let group = groups[id], group.pendingMembers.isEmpty, group.persisted != nil {
             records.append(ClassicGroup.tombstone(id))
         }
+    }
+
+    /// What the handling of offsets must know of a group of either kind.
+    private struct GroupFacts {
+        var isEmpty: Bool
+        /// Members tell which topics they need.
+        var tellsTopics: Bool
+        /// Since when a classic group has no members; others never had any, or leave each offset its own clock.
+        var emptySince: Timestamp?
+    }
+
+    private func facts(_ id: String) -> GroupFacts? {
+        if let group = consumerGroups[id] {
+            return GroupFacts(isEmpty: group.isEmpty, tellsTopics: true, emptySince: nil)
+        }
+        guard let group = groups[id] else { return nil }
+        return GroupFacts(
+            isEmpty: group.isEmpty, tellsTopics: group.usesConsumerProtocol,
+            emptySince: group.isEmpty && !group.protocolType.isEmpty ? group.phaseChangedAt : nil)
+    }
+
+    private func isSubscribed(_ id: String, to topic: String) -> Bool {
+        consumerGroups[id]?.isSubscribed(to: topic) ?? groups[id]?.isSubscribed(to: topic) ?? false
     }
 
     private func appendInBatches(_ records: [CoordinatorRecord], _ outbox: inout Outbox) {
@@ -570,7 +666,13 @@ package struct GroupCoordinatorShard: ~Copyable {
             guard seen.insert(groupID).inserted else { return nil }
             var result = DeleteGroupsResponse.DeletableGroupResult()
             result.groupID = groupID
-            if let group = groups[groupID] {
+            if let group = consumerGroups[groupID] {
+                if group.isEmpty, !pendingOffsets.hasOffsets(group: groupID) {
+                    records.append(contentsOf: offsets.tombstones(group: groupID) + group.tombstones())
+                } else {
+                    result.errorCode = ErrorCode.nonEmptyGroup.rawValue
+                }
+            } else if let group = groups[groupID] {
                 if group.isEmpty, !pendingOffsets.hasOffsets(group: groupID) {
                     records.append(contentsOf: offsets.tombstones(group: groupID))
                     if group.persisted != nil { records.append(ClassicGroup.tombstone(groupID)) }
@@ -593,6 +695,13 @@ extension CoordinatorRecord {
         switch self {
         case .offsetCommit(let key, _): key.group
         case .groupMetadata(let key, _): key.group
+        case .consumerGroup(let key, _): key.groupID
+        case .consumerGroupTopics(let key, _): key.groupID
+        case .consumerMember(let key, _): key.groupID
+        case .consumerTarget(let key, _): key.groupID
+        case .consumerMemberTarget(let key, _): key.groupID
+        case .consumerMemberCurrent(let key, _): key.groupID
+        case .consumerPattern(let key, _): key.groupID
         }
     }
 }

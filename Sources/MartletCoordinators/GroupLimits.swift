@@ -25,6 +25,9 @@ package enum GroupLimits {
     /// Milliseconds a member that has never been in a generation may wait for its first rebalance to end:
     /// it cannot send heartbeats before (Kafka's constant of the same meaning).
     package static let newMemberJoinTimeoutMilliseconds: Int64 = 5 * 60 * 1000
+    /// Topics one member of a consumer group may name, and bytes of all that it says about itself.
+    package static let subscribedTopicCountLimit = 10_000
+    package static let memberDescriptionBytesLimit = 1024 * 1024
     /// Bytes of the id a client brings along; also bounds what the offsets topic stores per group.
     package static let groupIDBytesLimit = 8 * 1024
 }
@@ -36,16 +39,48 @@ package struct GroupConfiguration: Sendable, Equatable {
     package var maxSessionTimeoutMilliseconds: Int32
     package var groupMaxSize: Int
     package var offsetMetadataMaxBytes: Int
+    package var consumer: ConsumerGroupConfiguration
 
     package init(
         initialRebalanceDelayMilliseconds: Int64 = 3_000, minSessionTimeoutMilliseconds: Int32 = 6_000,
         maxSessionTimeoutMilliseconds: Int32 = 1_800_000, groupMaxSize: Int = .max,
-        offsetMetadataMaxBytes: Int = 4_096
+        offsetMetadataMaxBytes: Int = 4_096, consumer: ConsumerGroupConfiguration = .init()
     ) {
         self.initialRebalanceDelayMilliseconds = initialRebalanceDelayMilliseconds
         self.minSessionTimeoutMilliseconds = minSessionTimeoutMilliseconds
         self.maxSessionTimeoutMilliseconds = maxSessionTimeoutMilliseconds
         self.groupMaxSize = min(groupMaxSize, GroupLimits.memberCountLimit)
         self.offsetMetadataMaxBytes = offsetMetadataMaxBytes
+        self.consumer = consumer
+    }
+}
+
+/// What an operator can set for groups of the consumer protocol (KIP-848): `group.consumer.*`.
+package struct ConsumerGroupConfiguration: Sendable, Equatable {
+    /// Which changes of protocol a group with members may make (`group.consumer.migration.policy`).
+    package enum MigrationPolicy: String, Sendable, CaseIterable {
+        case disabled, upgrade, downgrade, bidirectional
+
+        var allowsUpgrade: Bool { self == .upgrade || self == .bidirectional }
+        var allowsDowngrade: Bool { self == .downgrade || self == .bidirectional }
+    }
+
+    package var heartbeatIntervalMilliseconds: Int32
+    package var sessionTimeoutMilliseconds: Int32
+    package var maxSize: Int
+    /// In the order of preference; the first is the default.
+    package var assignors: [ServerAssignor]
+    package var migrationPolicy: MigrationPolicy
+
+    package init(
+        heartbeatIntervalMilliseconds: Int32 = 5_000, sessionTimeoutMilliseconds: Int32 = 45_000,
+        maxSize: Int = .max, assignors: [ServerAssignor] = [.uniform, .range],
+        migrationPolicy: MigrationPolicy = .bidirectional
+    ) {
+        self.heartbeatIntervalMilliseconds = heartbeatIntervalMilliseconds
+        self.sessionTimeoutMilliseconds = sessionTimeoutMilliseconds
+        self.maxSize = min(maxSize, GroupLimits.memberCountLimit)
+        self.assignors = assignors
+        self.migrationPolicy = migrationPolicy
     }
 }

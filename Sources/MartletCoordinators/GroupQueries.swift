@@ -53,8 +53,21 @@ extension GroupCoordinatorShard {
             answer.groupState = "Dead"
             answer.errorCode =
                 (id.isEmpty ? ErrorCode.invalidGroupID : ErrorCode.groupIDNotFound).rawValue
-            answer.errorMessage = id.isEmpty ? "The group id is empty" : "Group \(id) not found."
+            answer.errorMessage =
+                id.isEmpty
+                ? "The group id is empty"
+                : consumerGroups[id] == nil ? "Group \(id) not found." : "Group \(id) is not a classic group."
             return answer
+        }
+        answer.lastRebalance = group.lastRebalance.map { report in
+            var entry = DescribeGroupsResponse.LastRebalance()
+            entry.reason = report.reason
+            entry.memberID = report.memberID
+            entry.generation = report.generation
+            entry.startTimestamp = report.startedAt.rawValue
+            entry.durationMs = report.durationMilliseconds
+            entry.memberCount = Int32(clamping: report.memberCount)
+            return entry
         }
         let isStable = group.phase == .stable
         answer.groupState = group.stateName
@@ -80,17 +93,21 @@ extension GroupCoordinatorShard {
         let states = Set(request.statesFilter.map { $0.lowercased() })
         let types = Set(request.typesFilter.map { $0.lowercased() })
         var response = ListGroupsResponse()
-        guard types.isEmpty || types.contains("classic") else { return response }
-        for id in groups.keys.sorted() {
-            guard let group = groups[id], states.isEmpty || states.contains(group.stateName.lowercased())
-            else {
-                continue
-            }
+        for id in (Array(groups.keys) + Array(consumerGroups.keys)).sorted() {
             var entry = ListGroupsResponse.ListedGroup()
             entry.groupID = id
-            entry.protocolType = group.protocolType
-            entry.groupState = group.stateName
-            entry.groupType = "classic"
+            if let group = consumerGroups[id] {
+                entry.protocolType = ConsumerSubscription.protocolType
+                entry.groupState = group.stateName
+                entry.groupType = "consumer"
+            } else if let group = groups[id] {
+                entry.protocolType = group.protocolType
+                entry.groupState = group.stateName
+                entry.groupType = "classic"
+            }
+            guard states.isEmpty || states.contains(entry.groupState.lowercased()),
+                types.isEmpty || types.contains(entry.groupType)
+            else { continue }
             response.groups.append(entry)
         }
         return response
@@ -101,6 +118,7 @@ extension GroupCoordinatorShard {
     /// What the log knows: equal to that of a core into which the same records were replayed.
     package struct DurableState: Sendable, Equatable {
         package var groups: [String: GroupMetadataValue] = [:]
+        package var consumerGroups: [String: ConsumerGroupState] = [:]
         package var offsets: [OffsetCommitKey: CommittedOffset] = [:]
         /// Offsets of open transactions, by producer id.
         package var pendingOffsets: [Int64: [OffsetCommitKey: OffsetCommitValue]] = [:]
@@ -112,6 +130,7 @@ extension GroupCoordinatorShard {
         var durable = DurableState()
         for (id, group) in groups { durable.groups[id] = group.persisted }
         durable.pendingOffsets = pendingOffsets.summary()
+        for (id, group) in consumerGroups { durable.consumerGroups[id] = group.durable }
         for group in offsets.groupIDs() {
             for topic in offsets.topics(group: group) {
                 for partition in offsets.partitions(group: group, topic: topic) {
@@ -138,7 +157,13 @@ extension GroupCoordinatorShard {
     }
 
     package func summary(group id: String) -> GroupSummary? {
-        groups[id].map { group in
+        if let group = consumerGroups[id] {
+            return GroupSummary(
+                state: group.stateName, generation: group.epoch, protocolName: nil, leaderID: nil,
+                memberIDs: group.members.keys.sorted(), pendingMemberCount: 0,
+                lastRebalance: group.lastRebalance)
+        }
+        return groups[id].map { group in
             GroupSummary(
                 state: group.stateName, generation: group.generation, protocolName: group.protocolName,
                 leaderID: group.leaderID, memberIDs: group.members.ids,
@@ -146,7 +171,8 @@ extension GroupCoordinatorShard {
         }
     }
 
-    package var groupCount: Int { groups.count }
+    package var groupCount: Int { groups.count + consumerGroups.count }
+    package var hasConsumerGroups: Bool { !consumerGroups.isEmpty }
     package var offsetCount: Int { offsets.offsetCount }
 
     /// Topics whose offsets belong to a topic that is gone, perhaps replaced by another of the same name while

@@ -17,6 +17,8 @@ struct Outbox {
         var producer: ProducerIdentity?
         /// Set instead of records: the end of a transaction.
         var marker: TransactionMarker?
+        /// Consumer groups replay each record as they decide it.
+        var isReplayed = false
     }
 
     let now: Moment
@@ -33,8 +35,10 @@ struct Outbox {
         effects.append(.respond(request, response))
     }
 
-    mutating func append(_ records: [CoordinatorRecord], then continuations: [Continuation] = []) {
-        appends.append(Append(records: records, continuations: continuations))
+    mutating func append(
+        _ records: [CoordinatorRecord], then continuations: [Continuation] = [], isReplayed: Bool = false
+    ) {
+        appends.append(Append(records: records, continuations: continuations, isReplayed: isReplayed))
     }
 
     func instant(inMilliseconds milliseconds: Int64) -> Instant {

@@ -59,6 +59,20 @@ extension GroupCoordinatorShard {
             var response = OffsetDeleteResponse()
             response.errorCode = code.rawValue
             return .offsetDelete(response)
+        case .consumerGroupHeartbeat:
+            var response = ConsumerGroupHeartbeatResponse()
+            response.errorCode = code.rawValue
+            return .consumerGroupHeartbeat(response)
+        case .consumerGroupDescribe(let ids):
+            return .consumerGroupDescribe(
+                ids.map {
+                    var group = ConsumerGroupDescribeResponse.DescribedGroup()
+                    group.groupID = $0
+                    group.errorCode = code.rawValue
+                    return group
+                })
+        case .lastRebalances:
+            return .lastRebalances([])
         }
     }
 }
@@ -111,6 +125,20 @@ extension GroupResponse {
             response = OffsetDeleteResponse()
             response.errorCode = code.rawValue
             return .offsetDelete(response)
+        case .consumerGroupHeartbeat(var response):
+            response = ConsumerGroupHeartbeatResponse()
+            response.errorCode = code.rawValue
+            return .consumerGroupHeartbeat(response)
+        case .consumerGroupDescribe(let groups):
+            return .consumerGroupDescribe(
+                groups.map {
+                    var group = ConsumerGroupDescribeResponse.DescribedGroup()
+                    group.groupID = $0.groupID
+                    group.errorCode = code.rawValue
+                    return group
+                })
+        case .lastRebalances:
+            return .lastRebalances([])
         }
     }
 }

@@ -36,18 +36,24 @@ final class ShardHarness {
 
     static let epoch: Int64 = 1_700_000_000_000
 
+    /// Topics the coordinator knows.
+    private(set) var topics: [TopicCatalog.Topic] = []
+    private var catalogVersion: Int64 = 0
+
     init(
         _ configuration: GroupConfiguration = GroupConfiguration(initialRebalanceDelayMilliseconds: 0),
-        log: [CoordinatorRecord] = []
+        log: [CoordinatorRecord] = [], topics: [TopicCatalog.Topic] = []
     ) {
         self.configuration = configuration
         shard = GroupCoordinatorShard(configuration: configuration)
+        self.topics = topics
         load(log.map { .record($0, producerID: nil) })
     }
 
-    init(_ configuration: GroupConfiguration, entries: [Entry]) {
+    init(_ configuration: GroupConfiguration, entries: [Entry], topics: [TopicCatalog.Topic] = []) {
         self.configuration = configuration
         shard = GroupCoordinatorShard(configuration: configuration)
+        self.topics = topics
         load(entries)
     }
 
@@ -62,7 +68,14 @@ final class ShardHarness {
             }
         }
         self.entries = entries
+        setTopics(topics)
         handle(.loaded)
+    }
+
+    func setTopics(_ topics: [TopicCatalog.Topic]) {
+        self.topics = topics
+        catalogVersion += 1
+        handle(.topicsChanged(TopicCatalog(version: catalogVersion, topics: topics)))
     }
 
     var moment: Moment {
@@ -154,7 +167,7 @@ final class ShardHarness {
     var offsetCount: Int { shard.offsetCount }
 
     /// A new coordinator that has loaded this one's log.
-    func successor() -> ShardHarness { ShardHarness(configuration, entries: entries) }
+    func successor() -> ShardHarness { ShardHarness(configuration, entries: entries, topics: topics) }
 
     // MARK: Requests in short form
 

@@ -71,6 +71,28 @@ struct ClassicGroup {
         phaseChangedAt = now
     }
 
+    /// A consumer group whose last member of the consumer protocol has gone (KIP-848), in the generation of its
+    /// epoch: the others have what they were to get. Its record is the caller's to append, and ``startOver`` is to
+    /// follow.
+    init(
+        downgrading id: String, generation: Int32, members downgraded: [ClassicMember], _ outbox: inout Outbox
+    ) {
+        self.init(id: id, now: outbox.now.timestamp)
+        self.generation = generation
+        protocolType = ConsumerSubscription.protocolType
+        phase = .stable
+        for member in downgraded {
+            members.add(member)
+            armSession(member.id, milliseconds: Int64(member.sessionTimeoutMilliseconds), &outbox)
+        }
+        protocolName = members.selectedProtocol()
+    }
+
+    /// Asks all members to join again.
+    mutating func startOver(_ reason: String, _ memberID: String?, _ outbox: inout Outbox) {
+        prepareRebalance(reason, memberID, &outbox)
+    }
+
     // MARK: Replay and loading
 
     /// The only writer of what is durable.
