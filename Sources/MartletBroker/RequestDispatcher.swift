@@ -74,6 +74,8 @@ package struct ServedAPI: Sendable {
         ServedAPI(DescribeProducersRequest.self, DescribeProducersHandler.handle),
         ServedAPI(DescribeTransactionsRequest.self, DescribeTransactionsHandler.handle),
         ServedAPI(ListTransactionsRequest.self, advertised: 0...1, ListTransactionsHandler.handle),
+        ServedAPI(ConsumerGroupHeartbeatRequest.self, ConsumerGroupHeartbeatHandler.handle),
+        ServedAPI(ConsumerGroupDescribeRequest.self, ConsumerGroupDescribeHandler.handle),
         ServedAPI(ListConfigResourcesRequest.self, ListConfigResourcesHandler.handle),
         ServedAPI(DescribeTopicPartitionsRequest.self, DescribeTopicPartitionsHandler.handle),
     ]

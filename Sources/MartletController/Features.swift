@@ -16,10 +16,12 @@ package enum Features {
             maximum: metadataVersionRange.upperBound),
         // 2: the epoch rises with every transaction, and brokers add partitions themselves (KIP-890).
         .init(name: transactionVersion, minimum: 0, maximum: 2),
+        // 1: groups of the consumer protocol (KIP-848).
+        .init(name: groupVersion, minimum: 0, maximum: 1),
     ]
 
     /// Finalized levels of a new cluster.
     static let atBootstrap: [(name: String, level: Int16)] = [
-        (metadataVersion, metadataVersionRange.upperBound), (transactionVersion, 2),
+        (metadataVersion, metadataVersionRange.upperBound), (transactionVersion, 2), (groupVersion, 1),
     ]
 }

@@ -90,6 +90,11 @@ package final class BrokerLoop: @unchecked Sendable {
         self.image = image
         routes.imageChanged()
         groups.topicsDeleted(deletedTopics)
+        if previous.topicCount != image.topicCount || previous.partitionCount != image.partitionCount
+            || !deletedTopics.isEmpty
+        {
+            groups.topicsChanged()
+        }
         if previous.brokerConfiguration != image.brokerConfiguration {
             groups.configurationChanged()
             transactions.configurationChanged()
@@ -124,13 +129,15 @@ package final class BrokerLoop: @unchecked Sendable {
         let logger = self.logger
         do throws(StorageError) {
             guard
-                let removal = try services.directory.deletePartition(name, uniqueSuffix: .random(using: &generator))
+                let removal = try services.directory.deletePartition(
+                    name, uniqueSuffix: .random(using: &generator))
             else { return }
             services.workPool.submit { _ in
                 do throws(StorageError) {
                     try removal.run()
                 } catch {
-                    logger.error("files not removed", metadata: ["partition": "\(name)", "cause": "\(error)"])
+                    logger.error(
+                        "files not removed", metadata: ["partition": "\(name)", "cause": "\(error)"])
                 }
             }
         } catch {
@@ -145,7 +152,8 @@ package final class BrokerLoop: @unchecked Sendable {
     package func partition(_ key: PartitionKey) -> Partition? {
         eventLoop.preconditionInEventLoop()
         if let partition = partitions[key] { return partition }
-        guard !isStopping, let topic = image.topic(id: key.topicID), let registration = topic.partition(key.partition)
+        guard !isStopping, let topic = image.topic(id: key.topicID),
+            let registration = topic.partition(key.partition)
         else { return nil }
         let partition = Partition(key: key, topic: topic, registration: registration, loop: self)
         partitions[key] = partition

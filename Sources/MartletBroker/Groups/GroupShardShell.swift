@@ -50,6 +50,8 @@ final class GroupShardShell: @unchecked Sendable {
         /// False once the producer's marker has come: the answer on its way is about a transaction that is over.
         var isValid = true
     }
+    /// Version of the catalog that the core has.
+    private var toldCatalogVersion: Int64?
 
     init(key: PartitionKey, loop: BrokerLoop) {
         self.key = key
@@ -67,6 +69,7 @@ final class GroupShardShell: @unchecked Sendable {
         replies[id] = reply
         switch phase {
         case .active:
+            if request.concernsTopics || core.hasConsumerGroups { tellTopics() }
             if let code = fence(request) {
                 answer(id, GroupCoordinatorShard.refusal(request, code))
             } else {
@@ -123,6 +126,14 @@ final class GroupShardShell: @unchecked Sendable {
                 self.submit(commit.groupRequest, reply: reply)
             }
         }
+    }
+
+    /// Hands over the topics if they have changed since they were told last.
+    private func tellTopics() {
+        let catalog = loop.groups.catalog()
+        guard catalog.version != toldCatalogVersion else { return }
+        toldCatalogVersion = catalog.version
+        handle(.topicsChanged(catalog))
     }
 
     private func answer(_ id: RequestID, _ response: GroupResponse) {
@@ -279,6 +290,7 @@ final class GroupShardShell: @unchecked Sendable {
         timers = [:]
         expiration?.cancel()
         expiration = nil
+        toldCatalogVersion = nil
         core = GroupCoordinatorShard(configuration: GroupConfiguration(loop.image.brokerConfiguration))
     }
 
@@ -399,6 +411,7 @@ final class GroupShardShell: @unchecked Sendable {
     private func loaded() {
         guard case .loading(let queue) = phase else { return }
         phase = .active
+        tellTopics()
         handle(.loaded)
         let obsolete = core.obsoleteTopics { loop.image.topicID(named: $0) }
         if !obsolete.isEmpty { handle(.topicsDeleted(obsolete)) }
@@ -456,6 +469,12 @@ extension GroupConfiguration {
             initialRebalanceDelayMilliseconds: broker.groupInitialRebalanceDelayMilliseconds,
             minSessionTimeoutMilliseconds: broker.groupMinSessionTimeoutMilliseconds,
             maxSessionTimeoutMilliseconds: broker.groupMaxSessionTimeoutMilliseconds,
-            groupMaxSize: broker.groupMaxSize, offsetMetadataMaxBytes: broker.offsetMetadataMaxBytes)
+            groupMaxSize: broker.groupMaxSize, offsetMetadataMaxBytes: broker.offsetMetadataMaxBytes,
+            consumer: ConsumerGroupConfiguration(
+                heartbeatIntervalMilliseconds: broker.groupConsumerHeartbeatIntervalMilliseconds,
+                sessionTimeoutMilliseconds: broker.groupConsumerSessionTimeoutMilliseconds,
+                maxSize: broker.groupConsumerMaxSize,
+                assignors: broker.groupConsumerAssignors.compactMap(ServerAssignor.init(rawValue:)),
+                migrationPolicy: .init(rawValue: broker.groupConsumerMigrationPolicy) ?? .bidirectional))
     }
 }

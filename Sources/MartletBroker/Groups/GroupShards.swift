@@ -10,6 +10,13 @@ package final class GroupShards {
     private unowned let loop: BrokerLoop
     private var shards: [PartitionKey: GroupShardShell] = [:]
     private var isStopping = false
+    /// The topics as consumer groups know them, made anew when somebody asks after they have changed.
+    private var knownTopics: TopicCatalog?
+    private var topicsHaveChanged = true
+    private var nextCatalog = NIODeadline.uptimeNanoseconds(0)
+    /// With more topics than this the catalog is made at most once in `catalogInterval`: it goes over all of them.
+    private static let manyTopicsCount = 1_000
+    private static let catalogInterval: TimeAmount = .seconds(1)
 
     package init(loop: BrokerLoop) { self.loop = loop }
 
@@ -48,6 +55,22 @@ package final class GroupShards {
     package func topicsDeleted(_ names: [String]) {
         guard !names.isEmpty else { return }
         for shard in inOrder { shard.topicsDeleted(names) }
+    }
+
+    /// Topics were created, got partitions or were deleted.
+    package func topicsChanged() { topicsHaveChanged = true }
+
+    /// The topics of the present image, or of a moment ago where there are many.
+    func catalog() -> TopicCatalog {
+        if let knownTopics, !topicsHaveChanged || NIODeadline.now() < nextCatalog { return knownTopics }
+        let topics = loop.image.sortedTopics().map {
+            TopicCatalog.Topic(id: $0.id, name: $0.name, partitionCount: Int32(clamping: $0.partitions.count))
+        }
+        let catalog = TopicCatalog(version: loop.image.lastOffset?.rawValue ?? 0, topics: topics)
+        knownTopics = catalog
+        topicsHaveChanged = false
+        nextCatalog = topics.count > Self.manyTopicsCount ? .now() + Self.catalogInterval : .now()
+        return catalog
     }
 
     package func configurationChanged() {

@@ -5,6 +5,12 @@ package enum BrokerConfigName {
     package static let defaultReplicationFactor = "default.replication.factor"
     package static let deleteTopicEnable = "delete.topic.enable"
     package static let fetchMaxBytes = "fetch.max.bytes"
+    package static let groupConsumerAssignors = "group.consumer.assignors"
+    package static let groupConsumerHeartbeatInterval = "group.consumer.heartbeat.interval.ms"
+    package static let groupConsumerMaxSize = "group.consumer.max.size"
+    package static let groupConsumerMigrationPolicy = "group.consumer.migration.policy"
+    package static let groupConsumerSessionTimeout = "group.consumer.session.timeout.ms"
+    package static let groupRebalanceProtocols = "group.coordinator.rebalance.protocols"
     package static let groupInitialRebalanceDelay = "group.initial.rebalance.delay.ms"
     package static let groupMaxSessionTimeout = "group.max.session.timeout.ms"
     package static let groupMaxSize = "group.max.size"
@@ -46,6 +52,7 @@ package enum BrokerConfigTable {
     private static let purgatory = "waiting requests cost nothing until they are answered"
     private static let cleaner = "compaction takes its memory and bandwidth from the broker's own budget"
     private static let security = "this release speaks plaintext only"
+    private static let perGroup = "groups have no configurations of their own yet"
     private static let tiered = "there is no tiered storage"
 
     package static let table = ConfigTable(
@@ -165,6 +172,28 @@ package enum BrokerConfigTable {
 
     private static let groups: [ConfigDefinition] = [
         .init(
+            BrokerConfigName.groupConsumerAssignors, .list, default: "uniform,range",
+            .listOf(["uniform", "range"]), readOnly: true,
+            "Assignors that members of consumer groups may ask for; the first is used where nobody asks."),
+        .init(
+            BrokerConfigName.groupConsumerHeartbeatInterval, .int, default: "5000", .atLeast(1),
+            readOnly: true,
+            "Milliseconds between two heartbeats of a member of a consumer group, as the broker tells it."),
+        .init(
+            BrokerConfigName.groupConsumerMaxSize, .int, default: "2147483647", .atLeast(1), readOnly: true,
+            "Members a consumer group may have; the broker's own limit applies as well."),
+        .init(
+            BrokerConfigName.groupConsumerMigrationPolicy, .string, default: "bidirectional",
+            .oneOf(["disabled", "upgrade", "downgrade", "bidirectional"]), readOnly: true,
+            "Whether a group with members may go over from the classic to the consumer protocol, and back."),
+        .init(
+            BrokerConfigName.groupConsumerSessionTimeout, .int, default: "45000", .atLeast(1), readOnly: true,
+            "Milliseconds without a heartbeat after which a member of a consumer group is removed."),
+        .init(
+            BrokerConfigName.groupRebalanceProtocols, .list, default: "classic,consumer",
+            .listOf(["classic", "consumer"]), readOnly: true,
+            "Protocols of groups that are served; classic always is."),
+        .init(
             BrokerConfigName.groupInitialRebalanceDelay, .int, default: "3000", .atLeast(0), readOnly: true,
             "Milliseconds an empty group waits for more members before its first rebalance completes."),
         .init(
@@ -225,17 +254,16 @@ package enum BrokerConfigTable {
         ignored("controller.socket.timeout.ms", .int, "30000", quorum),
         ignored("delete.records.purgatory.purge.interval.requests", .int, "1", purgatory),
         ignored("fetch.purgatory.purge.interval.requests", .int, "1000", purgatory),
+        ignored("group.consumer.max.heartbeat.interval.ms", .int, "15000", perGroup),
+        ignored("group.consumer.max.session.timeout.ms", .int, "60000", perGroup),
+        ignored("group.consumer.min.heartbeat.interval.ms", .int, "5000", perGroup),
+        ignored("group.consumer.min.session.timeout.ms", .int, "45000", perGroup),
         ignored(
-            "group.consumer.heartbeat.interval.ms", .int, "5000",
-            "consumer groups of KIP-848 are not served yet"),
-        ignored(
-            "group.consumer.session.timeout.ms", .int, "45000",
-            "consumer groups of KIP-848 are not served yet"),
+            "group.consumer.regex.refresh.interval.ms", .int, "600000",
+            "patterns are matched again whenever topics have changed"),
         ignored(
             "group.coordinator.append.linger.ms", .int, "-1",
             "records of one turn of the loop are appended together"),
-        ignored(
-            "group.coordinator.rebalance.protocols", .list, "classic", "only classic groups are served yet"),
         ignored("group.coordinator.threads", .int, "4", threads),
         ignored("inter.broker.listener.name", .string, nil, quorum),
         ignored("leader.imbalance.check.interval.seconds", .long, "300", quorum),

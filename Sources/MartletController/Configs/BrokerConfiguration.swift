@@ -11,6 +11,13 @@ package struct BrokerConfiguration: Sendable, Equatable {
     package var groupMaxSessionTimeoutMilliseconds: Int32
     package var groupMinSessionTimeoutMilliseconds: Int32
     package var groupMaxSize: Int
+    package var groupConsumerAssignors: [String]
+    package var groupConsumerHeartbeatIntervalMilliseconds: Int32
+    package var groupConsumerMaxSize: Int
+    package var groupConsumerMigrationPolicy: String
+    package var groupConsumerSessionTimeoutMilliseconds: Int32
+    /// Whether groups of the consumer protocol are served (KIP-848).
+    package var servesConsumerProtocol: Bool
     package var offsetMetadataMaxBytes: Int
     /// `nil`: committed offsets are kept as long as their topic keeps its records.
     package var offsetsRetentionMilliseconds: Int64?
@@ -58,6 +65,16 @@ package struct BrokerConfiguration: Sendable, Equatable {
         groupMaxSessionTimeoutMilliseconds = Int32(clamping: number(BrokerConfigName.groupMaxSessionTimeout))
         groupMinSessionTimeoutMilliseconds = Int32(clamping: number(BrokerConfigName.groupMinSessionTimeout))
         groupMaxSize = Int(number(BrokerConfigName.groupMaxSize))
+        groupConsumerAssignors = ConfigText.items(text(BrokerConfigName.groupConsumerAssignors) ?? "")
+        groupConsumerHeartbeatIntervalMilliseconds = Int32(
+            clamping: number(BrokerConfigName.groupConsumerHeartbeatInterval))
+        groupConsumerMaxSize = Int(number(BrokerConfigName.groupConsumerMaxSize))
+        groupConsumerMigrationPolicy = text(BrokerConfigName.groupConsumerMigrationPolicy) ?? ""
+        groupConsumerSessionTimeoutMilliseconds = Int32(
+            clamping: number(BrokerConfigName.groupConsumerSessionTimeout))
+        servesConsumerProtocol = ConfigText.items(text(BrokerConfigName.groupRebalanceProtocols) ?? "")
+            .contains(
+                "consumer")
         offsetMetadataMaxBytes = Int(number(BrokerConfigName.offsetMetadataMaxBytes))
         offsetsRetentionMilliseconds = optional(BrokerConfigName.offsetsRetentionMinutes).map { $0 * 60_000 }
         offsetsRetentionCheckIntervalMilliseconds = number(BrokerConfigName.offsetsRetentionCheckInterval)
