@@ -61,10 +61,13 @@ extension Admin {
             guard let item = response.groups.first(where: { $0.groupID == group }) else {
                 throw ClientError(.protocolViolation, "broker \(coordinator) left out group '\(group)'")
             }
-            if let error = problem(item.errorCode, "group '\(group)'", item.errorMessage) { throw error }
-            if item.groupState == "Dead", item.members.isEmpty {
-                throw ClientError.broker(.groupIDNotFound, "group '\(group)'")
+            // A group of the consumer protocol is none to this request (KIP-848).
+            if item.errorCode == ErrorCode.groupIDNotFound.rawValue
+                || (item.groupState == "Dead" && item.members.isEmpty && item.errorCode == 0)
+            {
+                return try await describeConsumerGroup(group, coordinator)
             }
+            if let error = problem(item.errorCode, "group '\(group)'", item.errorMessage) { throw error }
             return GroupDescription(
                 groupID: group, state: item.groupState, protocolType: item.protocolType,
                 strategy: item.protocolData, coordinator: coordinator,
@@ -73,8 +76,53 @@ extension Admin {
                         memberID: member.memberID, groupInstanceID: member.groupInstanceID,
                         clientID: member.clientID, clientHost: member.clientHost,
                         assignment: ConsumerProtocol.assignment(member.memberAssignment) ?? [])
+                },
+                lastRebalance: item.lastRebalance.map {
+                    GroupRebalance(
+                        reason: $0.reason, memberID: $0.memberID, generation: $0.generation,
+                        startedAt: Timestamp(milliseconds: $0.startTimestamp),
+                        duration: .milliseconds($0.durationMs), memberCount: Int($0.memberCount))
                 })
         }
+    }
+
+    /// A group of the consumer protocol (KIP-848).
+    private func describeConsumerGroup(_ group: String, _ coordinator: BrokerID) async throws
+        -> GroupDescription
+    {
+        let response: ConsumerGroupDescribeResponse
+        do {
+            response = try await engine.send(ConsumerGroupDescribeRequest.self, to: .broker(coordinator)) {
+                _ in
+                var request = ConsumerGroupDescribeRequest()
+                request.groupIDs = [group]
+                return request
+            }.response
+        } catch let error as ClientError where error.code == .unsupportedByBroker {
+            // A broker without that protocol has no such groups.
+            throw ClientError.broker(.groupIDNotFound, "group '\(group)'")
+        }
+        guard let item = response.groups.first(where: { $0.groupID == group }) else {
+            throw ClientError(.protocolViolation, "broker \(coordinator) left out group '\(group)'")
+        }
+        if let error = problem(item.errorCode, "group '\(group)'", item.errorMessage) { throw error }
+        return GroupDescription(
+            groupID: group, state: item.groupState, protocolType: "consumer", strategy: item.assignorName,
+            coordinator: coordinator,
+            members: item.members.map { member in
+                GroupMember(
+                    memberID: member.memberID, groupInstanceID: member.instanceID, clientID: member.clientID,
+                    clientHost: member.clientHost,
+                    assignment: member.assignment.topicPartitions.flatMap { topic in
+                        topic.partitions.map { TopicPartition(topic.topicName, $0) }
+                    })
+            },
+            lastRebalance: item.lastRebalance.map {
+                GroupRebalance(
+                    reason: $0.reason, memberID: $0.memberID, generation: $0.generation,
+                    startedAt: Timestamp(milliseconds: $0.startTimestamp),
+                    duration: .milliseconds($0.durationMs), memberCount: Int($0.memberCount))
+            })
     }
 
     /// One group with its members.

@@ -165,6 +165,21 @@ public struct GroupDescription: Hashable, Sendable {
     public var strategy: String
     public var coordinator: BrokerID
     public var members: [GroupMember]
+    /// Why the group rebalanced last, where the broker tells.
+    public var lastRebalance: GroupRebalance?
+}
+
+/// The last rebalance of a group.
+public struct GroupRebalance: Hashable, Sendable {
+    /// What happened, in words.
+    public var reason: String
+    /// The member that caused it, if one did.
+    public var memberID: String?
+    /// Generation or epoch that came out of it.
+    public var generation: Int32
+    public var startedAt: Timestamp
+    public var duration: Duration
+    public var memberCount: Int
 }
 
 /// A member of a group.

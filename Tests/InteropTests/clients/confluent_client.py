@@ -789,5 +789,146 @@ def group_members_of_both_kinds_share():
         client.close()
 
 
+# Groups of the consumer protocol (KIP-848)
+
+
+class NewMember(Member):
+    """A member with group.protocol=consumer: the broker assigns, the callbacks are incremental."""
+
+    def __init__(self, broker, group, topic, instance=None, **settings):
+        self.assigned, self.events, self.values = set(), [], []
+        self.cooperative = True
+        options = {"group.protocol": "consumer"}
+        if instance:
+            options["group.instance.id"] = instance
+        options.update(settings)
+        self.client = consumer(broker, group, **options)
+        self.leaving = threading.Event()
+        self.error = None
+        self.client.subscribe([topic], on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+
+NEW_GROUPS = {"group.consumer.heartbeat.interval.ms": 500, "group.consumer.session.timeout.ms": 6000}
+
+
+def share(members, count):
+    parts = [part for member in members for part in member.assigned]
+    return sorted(parts) == list(range(count)) and max(len(m.assigned) for m in members) - min(
+        len(m.assigned) for m in members) <= 1
+
+
+@scenario
+def consumer_protocol_rebalances():
+    """Members come and go; everything is read once, and nobody gives up more than it must."""
+    with Broker(NEW_GROUPS) as broker:
+        topic = broker.create("shared", 6)
+        members = [NewMember(broker, "team", topic)]
+        eventually(lambda: share(members, 6), "the first member has everything")
+        for count in (2, 3):
+            members.append(NewMember(broker, "team", topic))
+            eventually(lambda: share(members, 6), f"{count} members share")
+        for part in range(6):
+            send_all(broker, topic, [(None, b"%d-%d" % (part, n), [], 1) for n in range(20)], partition=part)
+        eventually(lambda: sum(len(member.values) for member in members) >= 120, "every message is read")
+        equal(sorted(value for member in members for value in member.values),
+              sorted(b"%d-%d" % (part, n) for part in range(6) for n in range(20)), "once each")
+        revoked = [event for event in members[0].events if event[0] == "revoke"]
+        check(all(len(parts) <= 3 for _, parts in revoked), "a member never gives up everything")
+        members.pop(1).leave()
+        eventually(lambda: share(members, 6), "two share after a leave")
+        for member in members:
+            member.leave()
+
+
+@scenario
+def consumer_protocol_patterns():
+    """A pattern is matched on the broker; topics that come later are found."""
+    with Broker(NEW_GROUPS) as broker:
+        broker.create("orders-eu", 2)
+        broker.create("other", 2)
+        member = NewMember(broker, "team", "^orders-.*")
+        eventually(lambda: member.assigned == {0, 1}, "the topic that is there")
+        broker.create("orders-us", 3)
+        eventually(lambda: member.assigned == {0, 1, 2}, "the topic that came later")
+        send_all(broker, "orders-us", [(None, b"new", [], 1)], partition=2)
+        eventually(lambda: member.values == [b"new"], "its records are read")
+        member.leave()
+
+
+@scenario
+def consumer_protocol_survives_restarts():
+    """Members, assignments and offsets outlive kill -9 of the broker."""
+    with Broker(NEW_GROUPS) as broker:
+        topic = broker.create("kept", 4)
+        members = [NewMember(broker, "team", topic, instance=f"i{n}") for n in range(2)]
+        eventually(lambda: share(members, 4), "two members share")
+        before = [set(member.assigned) for member in members]
+        send_all(broker, topic, [(None, b"before", [], 1)] * 10)
+        eventually(lambda: sum(len(member.values) for member in members) == 10, "read before")
+        time.sleep(1)
+        broker.kill()
+        broker.start()
+        send_all(broker, topic, [(None, b"after", [], 1)] * 10)
+        eventually(lambda: sum(member.values.count(b"after") for member in members) >= 10, "read after")
+        equal([set(member.assigned) for member in members], before, "nobody lost its partitions")
+        for member in members:
+            member.leave()
+        client = consumer(broker, "team")
+        equal(client.committed([TopicPartition(topic, 0)], timeout=20)[0].offset, 20, "committed")
+        client.close()
+
+
+@scenario
+def consumer_protocol_takes_over_a_classic_group():
+    """Members of both protocols share a group while it goes over, and while it goes back."""
+    with Broker(NEW_GROUPS) as broker:
+        topic = broker.create("moving", 6)
+        classic = [Member(broker, "team", topic, strategy="cooperative-sticky") for _ in range(2)]
+        eventually(lambda: share(classic, 6), "two classic members share")
+        send_all(broker, topic, [(None, b"%d" % n, [], 1) for n in range(50)])
+        eventually(lambda: sum(len(member.values) for member in classic) == 50, "read by classic members")
+        new = NewMember(broker, "team", topic)
+        eventually(lambda: share(classic + [new], 6), "three members of two protocols share")
+        for part in range(6):
+            send_all(broker, topic, [(None, b"mixed-%d" % part, [], 1)], partition=part)
+        everybody = lambda: [value for member in classic + [new] for value in member.values]
+        eventually(lambda: sum(value.startswith(b"mixed") for value in everybody()) == 6, "all partitions are read")
+        api = admin(broker)
+        found = api.describe_consumer_groups(["team"])["team"].result(20)
+        equal(len(found.members), 3, "members described")
+        new.leave()
+        eventually(lambda: share(classic, 6), "the classic members share again")
+        send_all(broker, topic, [(None, b"classic again", [], 1)] * 5, partition=5)
+        eventually(lambda: everybody().count(b"classic again") == 5, "and read")
+        for member in classic:
+            member.leave()
+
+
+@scenario
+def consumer_protocol_administration():
+    with Broker(NEW_GROUPS) as broker:
+        api = admin(broker)
+        topic = broker.create("watched", 2)
+        member = NewMember(broker, "crew", topic, **{"client.id": "sailor"})
+        eventually(lambda: member.assigned == {0, 1}, "an assignment")
+        listed = api.list_consumer_groups().result(20).valid
+        equal([(group.group_id, group.state.name, group.type.name) for group in listed],
+              [("crew", "STABLE", "CONSUMER")])
+        found = api.describe_consumer_groups(["crew"])["crew"].result(20)
+        equal((found.state.name, found.partition_assignor, len(found.members)), ("STABLE", "uniform", 1))
+        equal(found.members[0].client_id, "sailor")
+        equal({part.partition for part in found.members[0].assignment.topic_partitions}, {0, 1})
+        shown, = json.loads(broker.martlet("group", "describe", "crew", "--json"))
+        equal((shown["state"], shown["strategy"], len(shown["members"])), ("Stable", "uniform", 1))
+        check(shown["lastRebalance"]["reason"].endswith(" joined"), f"a reason: {shown['lastRebalance']}")
+        error = raises(KafkaException, lambda: api.delete_consumer_groups(["crew"])["crew"].result(20))
+        equal(error.args[0].code(), KafkaError.NON_EMPTY_GROUP)
+        member.leave()
+        api.delete_consumer_groups(["crew"])["crew"].result(20)
+        equal(api.list_consumer_groups().result(20).valid, [])
+
+
 if __name__ == "__main__":
     main()

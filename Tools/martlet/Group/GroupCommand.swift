@@ -127,6 +127,10 @@ struct GroupDescribe: AsyncParsableCommand {
         var text = "group \(group.groupID)  state \(group.state)  coordinator \(group.coordinator)"
         if !group.strategy.isEmpty { text += "  assignment \(group.strategy)" }
         text += "  members \(group.members.count)  lag \(Decimals.grouped(lag))\n"
+        if let rebalance = group.lastRebalance {
+            text +=
+                "last rebalance: \(rebalance.reason); took \(milliseconds(rebalance.duration)) ms, generation \(rebalance.generation), \(rebalance.memberCount) members\n"
+        }
         if !positions.isEmpty {
             var table = TextTable("TOPIC", "PARTITION#", "COMMITTED#", "END#", "LAG#", "MEMBER", "HOST")
             for position in positions {
@@ -145,11 +149,27 @@ struct GroupDescribe: AsyncParsableCommand {
         return text
     }
 
+    private func milliseconds(_ duration: Duration) -> Int64 {
+        duration.components.seconds * 1_000 + duration.components.attoseconds / 1_000_000_000_000_000
+    }
+
     private func json(_ group: GroupDescription, _ positions: [Position]) -> JSONValue {
         .object([
             ("group", .string(group.groupID)), ("state", .string(group.state)),
             ("strategy", .string(group.strategy)),
             ("coordinator", .integer(Int64(group.coordinator.rawValue))),
+            (
+                "lastRebalance",
+                .optional(group.lastRebalance) {
+                    .object([
+                        ("reason", .string($0.reason)), ("member", .optional($0.memberID) { .string($0) }),
+                        ("generation", .integer(Int64($0.generation))),
+                        ("startedAt", .integer($0.startedAt.rawValue)),
+                        ("milliseconds", .integer(milliseconds($0.duration))),
+                        ("members", .integer(Int64($0.memberCount))),
+                    ])
+                }
+            ),
             (
                 "members",
                 .array(
