@@ -161,7 +161,10 @@ let package = Package(
             swiftSettings: relaxed),
         .testTarget(
             name: "MartletKafkaProtocolTests",
-            dependencies: ["MartletLogModel", "MartletKafkaProtocol", "ProtogenCore", "MartletTestSupport", nioCore],
+            dependencies: [
+                "MartletLogModel", "MartletKafkaProtocol", "ProtogenCore", "MartletTestSupport",
+                "CMartletAllocationCounter", nioCore,
+            ],
             swiftSettings: relaxed),
         .testTarget(
             name: "MartletReplicationTests", dependencies: ["MartletLogModel", "MartletReplication"],

@@ -19,6 +19,8 @@ package enum DecodeError: Error, Hashable, Sendable {
     case taggedFieldSizeMismatch(position: Int, tag: UInt32)
     /// Bytes are left over after the message.
     case trailingBytes(position: Int, count: Int)
+    /// The message's arrays and texts take more memory than the reader may use.
+    case memoryLimitExceeded(position: Int, limit: Int)
     /// This version of the message is not known here.
     case unsupportedVersion(message: String, version: Int16)
     /// This API key is not known here.
@@ -48,6 +50,8 @@ extension DecodeError: CustomStringConvertible {
             "tagged field \(tag) does not end at byte \(position) as its size says"
         case .trailingBytes(let position, let count):
             "\(count) bytes left over after the message ends at byte \(position)"
+        case .memoryLimitExceeded(let position, let limit):
+            "arrays and texts up to byte \(position) take more than \(limit) bytes of memory; send less in one request"
         case .unsupportedVersion(let message, let version):
             "\(message) has no version \(version)"
         case .unknownAPIKey(let key):

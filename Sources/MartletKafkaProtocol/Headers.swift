@@ -4,6 +4,9 @@ package enum Framing {
     package static let lengthBytes = 4
     /// Kafka's default for `socket.request.max.bytes`: the largest request a broker takes.
     package static let defaultRequestBytesLimit = 100 * 1024 * 1024
+    /// Memory that the arrays and texts of one request may take. Some 150,000 partitions fit into one Fetch; byte
+    /// strings, and so records, are not counted.
+    package static let decodedRequestBytesLimit = 16 * 1024 * 1024
     /// Smallest request: API key, version, correlation id, null client id.
     package static let smallestRequestBytes = 10
 }

@@ -2,20 +2,27 @@ package import MartletLogModel
 package import NIOCore
 
 /// Reads the primitive types of the Kafka protocol from a buffer. Every length is checked against the
-/// bytes that are left before anything is reserved, so memory stays in proportion to the frame.
+/// bytes that are left before anything is reserved. An element of an array takes more memory than it has bytes in
+/// the frame, up to some thirty times as much, so that memory is counted and has a limit of its own.
 package struct ProtocolReader: Sendable {
     /// The unread rest; byte strings handed out are slices of the same storage.
     package private(set) var buffer: ByteBuffer
+    /// Memory that the message's arrays and texts take, in bytes. Byte strings take none.
+    package private(set) var decodedByteCount = 0
+    private let decodedByteLimit: Int
     private let start: Int
 
-    package init(_ buffer: ByteBuffer) {
+    /// - Parameter decodedByteLimit: the most that ``decodedByteCount`` may reach.
+    package init(_ buffer: ByteBuffer, decodedByteLimit: Int = .max) {
         self.buffer = buffer
+        self.decodedByteLimit = decodedByteLimit
         self.start = buffer.readerIndex
     }
 
     /// Reads at most the first `limit` bytes.
     package init(_ buffer: ByteBuffer, limit: Int) {
         var limited = buffer
+        self.decodedByteLimit = .max
         self.start = buffer.readerIndex
         if limit < buffer.readableBytes { limited.moveWriterIndex(to: buffer.readerIndex + max(0, limit)) }
         self.buffer = limited
@@ -159,7 +166,7 @@ package struct ProtocolReader: Sendable {
     ) throws(DecodeError) -> [T]? {
         guard let count = try count(flexible, atLeast: MemoryLayout<T>.size) else { return nil }
         var values: [T] = []
-        reserve(count, in: &values)
+        try makeRoom(for: count, in: &values)
         for _ in 0..<count { values.append(try integer()) }
         return values
     }
@@ -173,7 +180,7 @@ package struct ProtocolReader: Sendable {
     package mutating func nullableUUIDs(_ flexible: Bool) throws(DecodeError) -> [UniversalID]? {
         guard let count = try count(flexible, atLeast: 16) else { return nil }
         var values: [UniversalID] = []
-        reserve(count, in: &values)
+        try makeRoom(for: count, in: &values)
         for _ in 0..<count { values.append(try uuid()) }
         return values
     }
@@ -187,7 +194,7 @@ package struct ProtocolReader: Sendable {
     package mutating func nullableStrings(_ flexible: Bool) throws(DecodeError) -> [String]? {
         guard let count = try count(flexible, atLeast: flexible ? 1 : 2) else { return nil }
         var values: [String] = []
-        reserve(count, in: &values)
+        try makeRoom(for: count, in: &values)
         for _ in 0..<count { values.append(try string(flexible)) }
         return values
     }
@@ -208,7 +215,7 @@ package struct ProtocolReader: Sendable {
     ) throws(DecodeError) -> [T]? {
         guard let count = try count(flexible, atLeast: size) else { return nil }
         var values: [T] = []
-        reserve(count, in: &values)
+        try makeRoom(for: count, in: &values)
         for _ in 0..<count { values.append(try T(reading: &self, version: version)) }
         return values
     }
@@ -230,11 +237,26 @@ package struct ProtocolReader: Sendable {
         return count
     }
 
-    /// Reserves room for `count` elements, but never more memory than there are bytes left: a short frame of
-    /// tiny elements grows its array as they really come.
-    private func reserve<T>(_ count: Int, in values: inout [T]) {
-        values.reserveCapacity(min(count, remaining / max(1, MemoryLayout<T>.stride)))
+    /// Counts `count` elements against the limit. Reserves room for them, but never more memory than there are
+    /// bytes left: a short frame of tiny elements grows its array as they really come.
+    private mutating func makeRoom<T>(for count: Int, in values: inout [T]) throws(DecodeError) {
+        guard count > 0 else { return }
+        let stride = MemoryLayout<T>.stride
+        try take(Self.objectHeaderBytes + count * stride)
+        values.reserveCapacity(min(count, remaining / max(1, stride)))
     }
+
+    private mutating func take(_ byteCount: Int) throws(DecodeError) {
+        decodedByteCount += byteCount
+        guard decodedByteCount <= decodedByteLimit else {
+            throw .memoryLimitExceeded(position: position, limit: decodedByteLimit)
+        }
+    }
+
+    /// What Swift keeps in front of the elements of an array or the bytes of a text.
+    private static let objectHeaderBytes = 32
+    /// Shorter texts lie within their `String`.
+    private static let inlineTextBytes = 15
 
     // MARK: Tagged fields (KIP-482)
 
@@ -291,6 +313,7 @@ package struct ProtocolReader: Sendable {
     private mutating func text(_ length: Int) throws(DecodeError) -> String {
         let position = self.position
         guard length <= remaining else { throw beyondFrame(length) }
+        if length > Self.inlineTextBytes { try take(Self.objectHeaderBytes + length) }
         do {
             guard let value = try buffer.readUTF8ValidatedString(length: length) else {
                 throw DecodeError.truncated(position: position, needed: length, available: remaining)

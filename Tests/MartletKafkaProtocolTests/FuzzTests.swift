@@ -1,13 +1,15 @@
-import Glibc
+import CMartletAllocationCounter
 import MartletKafkaProtocol
 import NIOCore
 import Testing
 
 /// Bytes from outside never trap and never make the decoder reserve more than in proportion to the frame.
 @Suite(.serialized) struct FuzzTests {
-    /// Growth of the process's address space that all attacks together may cause; other suites run beside
-    /// this one. Frames here have at most a few kilobytes, and one believed length of 2³¹ is above it.
-    static let peakGrowthLimitKiB = 1024 * 1024
+    /// Largest single allocation of a decoder, per byte of the frame: the smallest element has 3 bytes, the largest
+    /// takes some hundred in memory, and an array grows by doubling.
+    static let growthLimit = 100
+    /// What is allocated whatever the frame's size: errors and small texts.
+    static let freeByteCount = 4096
 
     @Test func `any prefix of any request is an error or a message`() throws {
         try forAllRequests { key, version, bytes in
@@ -30,7 +32,6 @@ import Testing
     }
 
     @Test func `huge lengths and counts at any place reserve nothing`() throws {
-        let before = try peakKiB()
         let attacks: [[UInt8]] = [
             [0x7f, 0xff, 0xff, 0xff], [0x7f, 0xff], [0xff, 0xff, 0xff, 0xff, 0x0f],
             [0xff, 0xff, 0xff, 0xff, 0x7f],
@@ -47,7 +48,45 @@ import Testing
                 }
             }
         }
-        #expect(try peakKiB() - before < Self.peakGrowthLimitKiB)
+    }
+
+    @Test(.enabled(if: martlet_counts_allocations() == 1))
+    func `a frame of the smallest elements is refused before it takes memory`() throws {
+        let limit = 32 * 1024
+        var refused: Set<Int16> = []
+        for key in APIKey.all {
+            let versions = try #require(key.versions)
+            for version in Set([versions.lowerBound, versions.upperBound]) {
+                // Zeros and ones are empty texts, empty arrays, nulls and ends of tagged fields; a count before them
+                // at each of the first places.
+                for place in 0..<32 {
+                    for (count, filler) in [
+                        ([0xff, 0x7f], 1), ([0xff, 0x7f], 0), ([0, 0, 0x3f, 0xff], 0), ([0, 0, 0x3f, 0xff], 1),
+                    ] as [([UInt8], UInt8)] {
+                        var bytes = [UInt8](repeating: filler, count: 1 << 18)
+                        bytes.replaceSubrange(place..<place + count.count, with: count)
+                        if case .memoryLimitExceeded? = decode(key, version, bytes[...], memory: limit) {
+                            refused.insert(key.rawValue)
+                        }
+                    }
+                }
+            }
+        }
+        #expect(refused.isSuperset(of: [0, 1, 2, 3, 8, 9, 19, 20, 21, 32, 44]), "\(refused.sorted())")
+    }
+
+    @Test func `what a request takes in memory is counted`() throws {
+        var request = DeleteTopicsRequest()
+        request.topicNames = ["short", String(repeating: "long", count: 10)]
+        var w = ProtocolWriter()
+        try request.encode(into: &w, version: 5)
+        var reader = ProtocolReader(w.buffer)
+        #expect(try DeleteTopicsRequest(reading: &reader, version: 5).topicNames == request.topicNames)
+        #expect(reader.decodedByteCount == 32 + 2 * MemoryLayout<String>.stride + 32 + 40)
+        var exact = ProtocolReader(w.buffer, decodedByteLimit: reader.decodedByteCount)
+        _ = try DeleteTopicsRequest(reading: &exact, version: 5)
+        var short = ProtocolReader(w.buffer, decodedByteLimit: reader.decodedByteCount - 1)
+        #expect(throws: DecodeError.self) { try DeleteTopicsRequest(reading: &short, version: 5) }
     }
 
     @Test func `random bytes as any request are an error or a message`() throws {
@@ -95,14 +134,25 @@ import Testing
 
     // MARK: Help
 
-    private func decode(_ key: APIKey, _ version: Int16, _ bytes: ArraySlice<UInt8>) {
-        var r = ProtocolReader(ByteBuffer(bytes: bytes))
+    @discardableResult
+    private func decode(
+        _ key: APIKey, _ version: Int16, _ bytes: ArraySlice<UInt8>, memory: Int = 1 << 40
+    ) -> DecodeError? {
+        var r = ProtocolReader(ByteBuffer(bytes: bytes), decodedByteLimit: memory)
+        var failure: DecodeError?
+        _ = martlet_thread_largest_allocation()
         do throws(DecodeError) {
             _ = try decodeAnyRequest(key, version: version, reading: &r)
         } catch {
-            // The typed error is the wanted outcome; its text must be printable as well.
-            if error.description.isEmpty { Issue.record("\(key) \(version): empty description") }
+            failure = error
         }
+        let largest = Int(martlet_thread_largest_allocation())
+        if largest > Self.freeByteCount + min(bytes.count * Self.growthLimit, 2 * max(memory, bytes.count)) {
+            Issue.record("\(key) \(version): \(largest) bytes at once for a frame of \(bytes.count)")
+        }
+        // The typed error is the wanted outcome; its text must be printable as well.
+        if failure?.description.isEmpty == true { Issue.record("\(key) \(version): empty description") }
+        return failure
     }
 
     private func forAllRequests(_ body: (APIKey, Int16, [UInt8]) throws -> Void) throws {
@@ -124,20 +174,4 @@ import Testing
         try T.random(&randomness, version).encode(into: &w, version: version)
         return Array(w.buffer.readableBytesView)
     }
-
-    /// Highest size of the process's address space so far. Not the resident size: memory that is reserved
-    /// but never touched does not show there.
-    private func peakKiB() throws -> Int {
-        let file = try #require(fopen("/proc/self/status", "r"))
-        defer { fclose(file) }
-        var line = [CChar](repeating: 0, count: 256)
-        while fgets(&line, Int32(line.count), file) != nil {
-            let text = String(decoding: line.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-            guard text.hasPrefix("VmPeak:") else { continue }
-            return try #require(Int(text.split { $0 == " " || $0 == "\t" }[1]))
-        }
-        throw Unavailable()
-    }
-
-    private struct Unavailable: Error {}
 }
