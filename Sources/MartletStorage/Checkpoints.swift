@@ -15,6 +15,7 @@ package final class PartitionCheckpoint: Sendable {
     private let highWatermarkValue: Atomic<Int64>
     private let compactedEndValue: Atomic<Int64>
     private let isCleanValue: Atomic<Bool>
+    private let isDeletedValue = Atomic(false)
 
     init(
         partition: TopicPartition, recoveryPoint: Offset = .zero, logStart: Offset = .zero,
@@ -51,6 +52,11 @@ package final class PartitionCheckpoint: Sendable {
     /// The log was closed cleanly and nobody has opened it since: opening it needs no recovery.
     var isClean: Bool { isCleanValue.load(ordering: .acquiring) }
     func setClean(_ clean: Bool) { isCleanValue.store(clean, ordering: .releasing) }
+
+    /// The partition's folder has been moved away to be removed: work that is still under way on its log, on
+    /// whichever thread, finds nothing there, or a new partition of the name, and means nothing any more.
+    var isDeleted: Bool { isDeletedValue.load(ordering: .acquiring) }
+    func setDeleted() { isDeletedValue.store(true, ordering: .releasing) }
 
     func setRecoveryPoint(_ offset: Offset) { recoveryPointValue.store(offset.rawValue, ordering: .releasing) }
     func setHighWatermark(_ offset: Offset) { highWatermarkValue.store(offset.rawValue, ordering: .releasing) }

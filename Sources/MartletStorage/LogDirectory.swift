@@ -304,6 +304,7 @@ package final class LogDirectory<D: Disk>: Sendable {
         _ partition: TopicPartition, uniqueSuffix: UniversalID
     ) throws(StorageError) -> FolderRemoval<D>? {
         let target = path + "/" + Self.name(of: partition, suffix: Self.deletedSuffix(uniqueSuffix))
+        table.withLock { $0.checkpoints[partition]?.setDeleted() }
         var isThere = true
         do {
             try disk.rename(folder(of: partition), to: target)

@@ -617,6 +617,7 @@ package final class PartitionLog<D: Disk> {
         precondition(flushIsUnderWay, "flushCompleted without takeFlush")
         flushIsUnderWay = false
         if let failure = result.failure {
+            if checkpoint.isDeleted { return }
             // Too many open files: nothing was asked of the disk, everything stays dirty for another try.
             _ = directory.record(failure, isFlush: failure.kind != .tooManyFiles)
             return
@@ -647,7 +648,7 @@ package final class PartitionLog<D: Disk> {
             for segment in segments { segment.releaseFiles() }
             segments = []
         }
-        guard clean else { return }
+        guard clean, !checkpoint.isDeleted else { return }
         precondition(!flushIsUnderWay, "close during a flush")
         try writeStaged()
         try directory.requireAlive()

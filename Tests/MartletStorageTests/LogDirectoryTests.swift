@@ -154,6 +154,33 @@ import Testing
         #expect(try Fixture.log(again).logEndOffset == Offset(1))
     }
 
+    @Test(arguments: [true, false])
+    func `a log that outlives its partition harms neither the directory nor a new one of the name`(
+        recreated: Bool
+    ) throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory, .small())
+        for index in 0..<20 {
+            let producer = (id: Int64(4), epoch: Int16(0), sequence: Int32(index))
+            try Fixture.append(log, Fixture.batch(bytes: 100, producer: producer), flush: index % 2 == 0)
+        }
+        let flush = try #require(log.takeFlush())
+        if recreated { log.flushCompleted(flush.run()) }
+        _ = try directory.deletePartition(Fixture.partition, uniqueSuffix: UniversalID(high: 3, low: 4))
+        if recreated {
+            let fresh = try SimulatedLog.open(
+                directory: directory, topicPartition: Fixture.partition, topicID: UniversalID(high: 8, low: 8),
+                configuration: .small(), now: Fixture.now)
+            try Fixture.append(fresh, Fixture.batch())
+        }
+        let files = disk.files
+        if !recreated { log.flushCompleted(flush.run()) }
+        try log.close(clean: true)
+        #expect(directory.state == .ok)
+        #expect(disk.files == files)
+    }
+
     @Test func `checkpoint files have Kafka's text`() throws {
         let disk = SimulatedDisk()
         let directory = try Fixture.directory(disk)

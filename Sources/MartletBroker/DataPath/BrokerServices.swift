@@ -21,6 +21,7 @@ package final class BrokerServices: Sendable {
     package let controller: ControllerShell
     package let producerIDs = ProducerIDBlocks()
     package let loops: LoopRegistry
+    package let folders = FolderHolds()
 
     package init(
         settings: BrokerSettings, logger: Logger, budget: MemoryBudget, flushPool: NIOThreadPool,

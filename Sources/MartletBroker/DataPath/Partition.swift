@@ -69,7 +69,14 @@ package final class Partition: @unchecked Sendable {
     /// When ``letGoIfUnused(since:)`` last saw that it was used.
     private var lastUse = NIODeadline.now()
     /// Background work on the log (retention, compaction) that must not overlap.
-    package var maintenanceRunning = false
+    package var maintenanceRunning = false {
+        didSet { if oldValue, !maintenanceRunning { folderWorkEnded() } }
+    }
+    /// Work on the pools that goes on in the folder of a partition that is deleted; see ``FolderHolds``.
+    private var folderWorkCount = 0
+    /// Opening has not begun: a former partition of the name is still at work in the folder.
+    private var waitsForFolder = false
+    private var isDeleted = false
     /// By producer id: batches that wait for the coordinator of their transaction.
     var admissions: [Int64: TransactionAdmission] = [:]
     var refusedSequences = RefusedSequences()
@@ -86,6 +93,20 @@ package final class Partition: @unchecked Sendable {
     // MARK: Life
 
     func open() {
+        let loop = self.loop
+        guard loop.services.folders.isFree(name, otherwise: { loop.post { _ in self.folderIsFree() } }) else {
+            waitsForFolder = true
+            return
+        }
+        openLogFiles()
+    }
+
+    private func folderIsFree() {
+        waitsForFolder = false
+        if isOpening { open() }
+    }
+
+    private func openLogFiles() {
         let services = loop.services
         let name = self.name
         let topicID = key.topicID
@@ -108,7 +129,9 @@ package final class Partition: @unchecked Sendable {
 
     private func opened(_ result: Result<LogTransfer, StorageError>) {
         guard case .opening(let queue) = phase else {
-            if case .success(let transfer) = result { closeLog(transfer.log, clean: true) }
+            // A deleted partition's log must write nothing any more: its folder may be another's by now.
+            if case .success(let transfer) = result { closeLog(transfer.log, clean: !isDeleted) }
+            folderWorkEnded()
             return
         }
         switch result {
@@ -200,6 +223,9 @@ package final class Partition: @unchecked Sendable {
 
     /// The topic was deleted: whoever waits gets an answer, the files are moved away and removed later.
     func topicDeleted() {
+        isDeleted = true
+        folderWorkCount = (isOpening && !waitsForFolder ? 1 : 0) + (isFlushing ? 1 : 0) + (maintenanceRunning ? 1 : 0)
+        if folderWorkCount > 0 { loop.services.folders.hold(name) }
         failEverything(.unknownTopicOrPartition, "topic \(name.topic) was deleted")
         guard case .open(let log) = phase else {
             giveUpOpening()
@@ -209,6 +235,12 @@ package final class Partition: @unchecked Sendable {
         phase = .closed
         closeLog(log, clean: false)
         loop.removeFiles(of: name)
+    }
+
+    private func folderWorkEnded() {
+        guard folderWorkCount > 0 else { return }
+        folderWorkCount -= 1
+        if folderWorkCount == 0 { loop.services.folders.release(name) }
     }
 
     /// A partition that is not open will not open any more: whoever waits for it finds it closed.
@@ -239,7 +271,10 @@ package final class Partition: @unchecked Sendable {
     }
 
     private func wasLetGo() {
-        guard case .opening(let queue) = phase else { return }
+        guard case .opening(let queue) = phase else {
+            folderWorkEnded()
+            return
+        }
         if queue.isEmpty {
             phase = .closed
             loop.forget(key)
@@ -530,7 +565,10 @@ package final class Partition: @unchecked Sendable {
 
     private func flushFinished(_ result: FlushResult) {
         isFlushing = false
-        guard case .open(let log) = phase else { return }
+        guard case .open(let log) = phase else {
+            folderWorkEnded()
+            return
+        }
         log.flushCompleted(result)
         if let failure = result.failure {
             loop.logger.critical(
