@@ -74,6 +74,63 @@ import Testing
         }
     }
 
+    @Test func `a consumer alone gets a partition back whose folder was out of reach for a while`() async throws {
+        try await withTemporaryFolder { folder in
+            try await withBroker(folder: folder) { broker in
+                let client = try WireClient(port: broker.address.port)
+                try client.createTopic("t")
+                _ = try client.produce(try makeBatch(["x"]), topic: "t")
+            }
+            #expect(rename(folder + "/t-0", folder + "/.away") == 0)
+            try await withBroker(folder: folder) { broker in
+                let client = try WireClient(port: broker.address.port)
+                #expect(try client.fetch("t", from: 0).errorCode == ErrorCode.kafkaStorageError.rawValue)
+                #expect(rename(folder + "/.away", folder + "/t-0") == 0)
+                // The broker looks again after some seconds.
+                let deadline = NIODeadline.now() + .seconds(30)
+                var answer = try client.fetch("t", from: 0)
+                while answer.errorCode != 0, NIODeadline.now() < deadline { answer = try client.fetch("t", from: 0) }
+                #expect(answer.errorCode == 0 && answer.highWatermark == 1)
+            }
+        }
+    }
+
+    @Test func `a topic deleted and created again and again under load stays usable`() async throws {
+        try await withBroker { broker in
+            let client = try WireClient(port: broker.address.port)
+            let other = try WireClient(port: broker.address.port)
+            for round in 0..<40 {
+                try client.createTopic("t", partitions: 3)
+                // Opening, appends and flushes are under way when the topic goes.
+                for index in Int32(0)..<3 {
+                    var data = ProduceRequest.PartitionProduceData()
+                    data.index = index
+                    data.records = try makeBatch(["round \(round)"], producerID: 7, producerEpoch: 0, baseSequence: 0)
+                    var topicData = ProduceRequest.TopicProduceData()
+                    topicData.name = "t"
+                    topicData.partitionData = [data]
+                    var request = ProduceRequest()
+                    request.acks = -1
+                    request.timeoutMs = 10_000
+                    request.topicData = [topicData]
+                    try other.post(request, version: 12)
+                }
+                if round % 2 == 0 { _ = try other.read(ProduceResponse.self, version: 12) }
+                var state = DeleteTopicsRequest.DeleteTopicState()
+                state.name = "t"
+                var request = DeleteTopicsRequest()
+                request.topics = [state]
+                #expect(try client.call(request).responses.first?.errorCode == 0)
+                for _ in 0..<(round % 2 == 0 ? 2 : 3) { _ = try other.read(ProduceResponse.self, version: 12) }
+            }
+            try client.createTopic("t", partitions: 3)
+            for index in Int32(0)..<3 {
+                let result = try client.produce(try makeBatch(["last"]), topic: "t", partition: index)
+                #expect(result.errorCode == 0 && result.baseOffset == 0)
+            }
+        }
+    }
+
     @Test func `a deleted topic that is created again starts empty with another id`() async throws {
         try await withBroker { broker in
             let client = try WireClient(port: broker.address.port)

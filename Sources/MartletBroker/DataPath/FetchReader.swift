@@ -27,6 +27,7 @@ package enum FetchReader {
         var opening: [Partition] = []
         for item in items {
             let partition = loop.partition(item.key)
+            partition?.reopenIfDue()
             partitions.append(partition)
             if let partition, partition.isOpening { opening.append(partition) }
         }

@@ -163,10 +163,7 @@ package final class Partition: @unchecked Sendable {
 
     /// Runs `operation` once the partition is open or has failed to open; at once if that is so already.
     package func whenOpen(_ operation: @escaping (Partition) -> Void) {
-        if case .failed(_, _, let since) = phase, .now() - since > Self.reopenInterval {
-            phase = .opening([])
-            open()
-        }
+        reopenIfDue()
         guard case .opening(var queue) = phase else {
             operation(self)
             return
@@ -177,6 +174,13 @@ package final class Partition: @unchecked Sendable {
         }
         queue.append(operation)
         phase = .opening(queue)
+    }
+
+    /// Tries again to open a partition that failed to open some time ago.
+    package func reopenIfDue() {
+        guard case .failed(_, _, let since) = phase, .now() - since > Self.reopenInterval else { return }
+        phase = .opening([])
+        open()
     }
 
     /// The log, or why there is none.
