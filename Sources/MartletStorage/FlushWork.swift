@@ -79,6 +79,9 @@ package struct FlushResult: Sendable {
     /// There was no space for small files that can be derived; they are tried again with the next flush.
     let lacksSmallFiles: Bool
     package let failure: DiskError?
+
+    /// Too many open files: nothing was asked of the disk, and everything stays dirty for another try.
+    package var canBeRetried: Bool { failure?.kind == .tooManyFiles }
 }
 
 /// What has changed on disk since the last successful flush. Items carry the sequence number of their last

@@ -372,7 +372,7 @@ extension PartitionLog {
         dirty.markDirectory(directory.path)
         let result = dirty.take(directory, endOffset: logEndOffset).run()
         if let failure = result.failure {
-            throw directory.record(failure, isFlush: failure.kind != .tooManyFiles && !checkpoint.isDeleted)
+            throw directory.record(failure, isFlush: !result.canBeRetried && !checkpoint.isDeleted)
         }
         dirty.completed(result.sequence, keepingReplacements: result.lacksSmallFiles)
         return !result.lacksSmallFiles

@@ -618,8 +618,7 @@ package final class PartitionLog<D: Disk> {
         flushIsUnderWay = false
         if let failure = result.failure {
             if checkpoint.isDeleted { return }
-            // Too many open files: nothing was asked of the disk, everything stays dirty for another try.
-            _ = directory.record(failure, isFlush: failure.kind != .tooManyFiles)
+            _ = directory.record(failure, isFlush: !result.canBeRetried)
             return
         }
         dirty.completed(result.sequence, keepingReplacements: result.lacksSmallFiles)
@@ -662,8 +661,10 @@ package final class PartitionLog<D: Disk> {
             }
         }
         if let work = takeFlush() {
-            flushCompleted(work.run())
+            let result = work.run()
+            flushCompleted(result)
             try directory.requireAlive()
+            if let failure = result.failure { throw .file(failure) }
         }
         // Without the transaction index the next start must look at the batches again.
         if damage == nil, unflushedAborted == nil { checkpoint.setClean(true) }

@@ -174,6 +174,22 @@ import Testing
         #expect(try Fixture.log(Fixture.directory(disk.crashed(seed: 0))).logEndOffset == Offset(1))
     }
 
+    @Test(arguments: [SimulatedOperation.create, .syncDirectory])
+    func `a log whose last flush lacked a file descriptor is not closed cleanly`(operation: SimulatedOperation) throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory)
+        try Fixture.append(log, Fixture.batch())
+        let producer = (id: Int64(4), epoch: Int16(0), sequence: Int32(0))
+        try Fixture.append(log, Fixture.batch(seed: 2, producer: producer), epoch: 1, flush: false)
+        disk.fail(operation, .tooManyFiles, count: 1000)
+        #expect(throws: StorageError.self) { try log.close(clean: true) }
+        disk.clearFaults()
+        #expect(directory.state == .ok)
+        try directory.close(clean: true)
+        #expect(try !Fixture.directory(disk).wasCleanShutdown)
+    }
+
     @Test func `a segment whose first write failed does not come back after a power cut`() throws {
         for image in 0..<12 as Range<UInt64> {
             let disk = SimulatedDisk()

@@ -21,6 +21,11 @@ package final class Partition: @unchecked Sendable {
     /// How long a partition that failed to open answers with the cause before it is tried again.
     private static let reopenInterval: TimeAmount = .seconds(5)
 
+    /// How soon a flush is tried again that found no free file descriptor.
+    private static let flushRetryInterval: TimeAmount = .milliseconds(100)
+    /// So many times while the broker stops, then the log is left to the next start's recovery.
+    private static let closingRetryLimit = 50
+
     private enum Phase {
         case opening([(Partition) -> Void])
         case open(PartitionLog<PosixDisk>)
@@ -61,6 +66,8 @@ package final class Partition: @unchecked Sendable {
     private var fetchWaiters: [FetchWaiter] = []
     private var isFlushing = false
     private var flushWanted = false
+    /// Tries since the last flush that succeeded.
+    private var failedFlushCount = 0
     private var closePromise: EventLoopPromise<Void>?
     private var closeClean = true
     private var segmentCount = 1
@@ -574,6 +581,10 @@ package final class Partition: @unchecked Sendable {
             return
         }
         log.flushCompleted(result)
+        if let failure = result.failure, result.canBeRetried {
+            retryFlush(after: failure)
+            return
+        }
         if let failure = result.failure {
             loop.logger.critical(
                 "flush failed; the log directory is offline until the disk is replaced and the broker restarted",
@@ -584,11 +595,31 @@ package final class Partition: @unchecked Sendable {
             closePromise = nil
             return
         }
+        failedFlushCount = 0
         replica.flushed(upTo: log.flushedEndOffset, into: &effects)
         runEffects()
         log.recordHighWatermark(replica.highWatermark)
         if flushWanted { requestFlush() }
         if closePromise != nil, !isFlushing { finishClosing() }
+    }
+
+    /// The appends go on waiting, as long as their producers do.
+    private func retryFlush(after failure: DiskError) {
+        if failedFlushCount == 0 {
+            loop.logger.error(
+                "flush waits for a free file descriptor; raise the limit of open files (ulimit -n)",
+                metadata: ["partition": "\(name)", "cause": "\(failure)"])
+        }
+        failedFlushCount += 1
+        if closePromise != nil, failedFlushCount >= Self.closingRetryLimit {
+            closeClean = false
+            finishClosing()
+            return
+        }
+        loop.eventLoop.assumeIsolated().scheduleTask(in: Self.flushRetryInterval) {
+            guard !self.isFlushing else { return }
+            if self.closePromise != nil { self.finishClosing() } else { self.requestFlush() }
+        }
     }
 
     // MARK: Read

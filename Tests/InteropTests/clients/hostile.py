@@ -252,6 +252,31 @@ def flipped(data):
 
 
 @scenario
+def a_flush_without_a_free_file_descriptor_waits():
+    """Too many open files delay an acknowledgement. They cost neither the record nor the log directory."""
+    with Broker() as broker:
+        broker.create("target")
+        with broker.connect() as connection:
+            answer = wire.call(connection, wire.produce("target", wire.batch([wire.record(0, b"x")]), version=7))
+            equal(wire.produce_error(answer), (0, 0), "before")
+        broker.stop()
+        # Made anew with the first flush.
+        (broker.data / "target-0" / "leader-epoch-checkpoint").unlink()
+        broker.start()
+        with broker.connect(timeout=60) as connection:
+            wire.fetch(connection, "target", 0, 0)
+            soft, hard = resource.prlimit(broker.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (3, hard))
+            connection.sendall(wire.produce("target", wire.batch([wire.record(0, b"y")]), version=7))
+            eventually(lambda: any("flush waits" in line for line in broker.log()), "a log line", seconds=10)
+            resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (soft, hard))
+            equal(wire.produce_error(wire.reply(connection)), (0, 1), "afterwards")
+            equal([line for line in broker.log() if "offline" in line], [], "nothing is offline")
+            answer = wire.call(connection, wire.produce("target", wire.batch([wire.record(0, b"z")]), version=7))
+            equal(wire.produce_error(answer), (0, 2), "and on")
+
+
+@scenario
 def gzip_bombs():
     """Small batches that unpack to a gigabyte are refused; memory stays small and the log is not flooded."""
     bomb = wire.gzip_bomb(256 * MEBIBYTE)
