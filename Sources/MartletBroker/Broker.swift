@@ -114,6 +114,7 @@ public final class Broker: Sendable {
                     limits: limits, budget: budget, logger: logger)
             }
         } catch {
+            await abandon(loops, controller, directory, workPool, logger)
             throw BrokerStartError(
                 "cannot listen on \(settings.listen): \(error); choose another --listen address or stop what uses it")
         }
@@ -135,6 +136,22 @@ public final class Broker: Sendable {
                 services: services, group: group))
     }
 
+    /// Gives back what a start had taken that fails: a later one, in this process too, finds the directory free.
+    private static func abandon(
+        _ loops: [BrokerLoop], _ controller: ControllerShell, _ directory: LogDirectory<PosixDisk>,
+        _ workPool: NIOThreadPool, _ logger: Logger
+    ) async {
+        do {
+            for loop in loops {
+                try await loop.eventLoop.flatSubmit { loop.closePartitions(clean: true) }.get()
+            }
+            try await controller.close().get()
+            try await workPool.runIfActive { try directory.close(clean: true) }
+        } catch {
+            logger.error("the data directory was not closed cleanly", metadata: ["cause": "\(error)"])
+        }
+    }
+
     /// `queued.max.request.bytes` when it is not set.
     private static let defaultRequestBudget = 256 * 1024 * 1024
 
@@ -151,6 +168,18 @@ public final class Broker: Sendable {
         let directory = try LogDirectory.open(
             settings.dataDirectory, disk: disk, clusterID: clusterID?.description, nodeID: settings.nodeID,
             newDirectoryID: .random(using: &generator), configuration: configuration)
+        do {
+            return try (directory, load(settings, directory, disk, controllerLoop, flushPool, logger))
+        } catch {
+            try directory.close(clean: false)
+            throw error
+        }
+    }
+
+    private static func load(
+        _ settings: BrokerSettings, _ directory: LogDirectory<PosixDisk>, _ disk: PosixDisk,
+        _ controllerLoop: any EventLoop, _ flushPool: NIOThreadPool, _ logger: Logger
+    ) throws -> ControllerShell {
         for removal in directory.unfinishedDeletions() {
             flushPool.submit { _ in
                 do throws(StorageError) {
@@ -171,7 +200,7 @@ public final class Broker: Sendable {
             staticValues: settings.values, logger: logger
         ) { work, done in flushPool.submit { _ in done(work.run()) } }
         try register(settings, directory: directory, controller: controller, cluster: cluster)
-        return (directory, controller)
+        return controller
     }
 
     /// Each start is a new incarnation with a new broker epoch (KIP-631), unfenced at once: alone there is no

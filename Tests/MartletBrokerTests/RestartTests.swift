@@ -131,6 +131,24 @@ import Testing
         }
     }
 
+    @Test func `a start that fails gives the data directory back`() async throws {
+        try await withTemporaryFolder { folder in
+            try await withBroker { other in
+                var taken = BrokerSettings(listen: other.address, dataDirectory: folder)
+                taken.reserveBytes = 0
+                let error = await #expect(throws: BrokerStartError.self) { _ = try await Broker.start(taken) }
+                #expect(error?.description.contains("cannot listen") == true)
+            }
+            // In the same process, with the cluster it has become.
+            try await withBroker(folder: folder) { broker in
+                let client = try WireClient(port: broker.address.port)
+                try client.createTopic("t")
+                #expect(try client.produce(try makeBatch(["x"]), topic: "t").baseOffset == 0)
+            }
+            #expect(access(folder + "/.kafka_cleanshutdown", F_OK) == 0)
+        }
+    }
+
     @Test func `a deleted topic that is created again starts empty with another id`() async throws {
         try await withBroker { broker in
             let client = try WireClient(port: broker.address.port)
