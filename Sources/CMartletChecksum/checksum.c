@@ -26,11 +26,6 @@ static uint32_t power_of_x(uint64_t n) {
     return result;
 }
 
-uint32_t martlet_crc32c_combine(uint32_t crc_a, uint32_t crc_b, size_t length_b) {
-    /* Appending n bytes multiplies the earlier remainder by x^(8n); the pre- and post-inversions cancel. */
-    return multiply(crc_a, power_of_x((uint64_t)length_b * 8)) ^ crc_b;
-}
-
 /* ---- Portable: eight bytes a step. ---- */
 
 static uint32_t tables[8][256];

@@ -12,8 +12,6 @@ package final class ConnectionState {
     package var fetchSession: FetchSession?
     package var fetches: [FetchRequestState] = []
     package var produceGate = ProduceGate()
-    /// From ApiVersions (KIP-511), for logs.
-    package var clientSoftware: String?
     /// Of the last request.
     package var clientID: String?
     /// Where the last Produce request went.

@@ -26,8 +26,3 @@ package func crc32c(_ buffer: ByteBuffer, range: Range<Int>, continuing checksum
             UnsafeRawBufferPointer(rebasing: bytes[start..<start + range.count]), continuing: checksum)
     }
 }
-
-/// Checksum of A followed by B from both checksums and the length of B; independent of the bytes.
-package func crc32cCombined(_ first: UInt32, _ second: UInt32, secondByteCount: Int) -> UInt32 {
-    martlet_crc32c_combine(first, second, secondByteCount)
-}

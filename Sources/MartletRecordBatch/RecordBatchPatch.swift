@@ -9,17 +9,7 @@ package import NIOCore
 /// record section of a received frame does), the whole batch is copied first. On the append path use
 /// ``assign(baseOffset:leaderEpoch:throughSharedStorageOf:)``, which never copies.
 package enum RecordBatchPatch {
-    package static func setBaseOffset(_ offset: Int64, in buffer: inout ByteBuffer) {
-        precondition(buffer.readableBytes >= RecordBatchHeader.byteCount, "no batch header to patch")
-        buffer.setInteger(offset, at: buffer.readerIndex)
-    }
-
-    package static func setLeaderEpoch(_ epoch: Int32, in buffer: inout ByteBuffer) {
-        precondition(buffer.readableBytes >= RecordBatchHeader.byteCount, "no batch header to patch")
-        buffer.setInteger(epoch, at: buffer.readerIndex + 12)
-    }
-
-    /// Both in one step and without a copy, as the leader does at each append: the bytes change for every
+    /// Offset and epoch in one step and without a copy, as the leader does at each append: the bytes change for every
     /// buffer that shares them.
     ///
     /// The caller owns the bytes: they were received for this append alone, nobody reads the header at

@@ -143,7 +143,7 @@ final class FakeBroker: Sendable {
         let header = try RecordBatchHeader(reading: batch)
         state.withLock { state in
             let base = state.ends[partition] ?? 0
-            RecordBatchPatch.setBaseOffset(base, in: &batch)
+            batch.setInteger(base, at: batch.readerIndex)
             Self.store(batch, header, partition, base, &state)
         }
     }
@@ -485,7 +485,7 @@ final class FakeBroker: Sendable {
             }
             let base = state.ends[partition] ?? 0
             var stored = batch
-            RecordBatchPatch.setBaseOffset(base, in: &stored)
+            stored.setInteger(base, at: stored.readerIndex)
             Self.store(stored, header, partition, base, &state)
             return (.none, base)
         }

@@ -83,9 +83,8 @@ import Testing
     }
 
     @Test func `offset and epoch are assigned without touching the checksum`() throws {
-        var batch = try build(smallRecords, .init(codec: .gzip))
-        RecordBatchPatch.setBaseOffset(1 << 40, in: &batch)
-        RecordBatchPatch.setLeaderEpoch(8, in: &batch)
+        let batch = try build(smallRecords, .init(codec: .gzip))
+        RecordBatchPatch.assign(baseOffset: 1 << 40, leaderEpoch: 8, throughSharedStorageOf: batch)
         let header = try RecordBatchValidator.checkHeader(batch, limits: .stored)
         #expect(header.baseOffset == 1 << 40)
         #expect(header.partitionLeaderEpoch == 8)
@@ -101,9 +100,10 @@ import Testing
         RecordBatchPatch.assign(baseOffset: 42, leaderEpoch: 3, throughSharedStorageOf: slice)
         #expect(frame.getInteger(at: 13, as: Int64.self) == 42)
         #expect(try RecordBatchHeader(reading: slice).partitionLeaderEpoch == 3)
-        RecordBatchPatch.setBaseOffset(50, in: &slice)
-        #expect(try RecordBatchHeader(reading: slice).baseOffset == 50)
-        #expect(frame.getInteger(at: 13, as: Int64.self) == 42)
+        let checksum = frame.getInteger(at: 13 + 17, as: UInt32.self)
+        RecordBatchPatch.setMaxTimestamp(50, in: &slice)
+        #expect(try RecordBatchHeader(reading: slice).maxTimestamp == 50)
+        #expect(frame.getInteger(at: 13 + 17, as: UInt32.self) == checksum)
     }
 
     @Test func `append time replaces the records' times under a new checksum`() throws {

@@ -15,9 +15,6 @@ uint32_t martlet_crc32c(uint32_t crc, const void *data, size_t length);
 /* The portable implementation (eight tables), for the equality test and processors without instruction. */
 uint32_t martlet_crc32c_table(uint32_t crc, const void *data, size_t length);
 
-/* Checksum of A followed by B, given both checksums and the length of B. */
-uint32_t martlet_crc32c_combine(uint32_t crc_a, uint32_t crc_b, size_t length_b);
-
 /* Name of the implementation behind martlet_crc32c: "sse4.2+pclmul", "armv8-crc" or "table". */
 const char *martlet_crc32c_implementation(void);
 

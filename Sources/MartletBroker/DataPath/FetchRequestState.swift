@@ -66,7 +66,6 @@ package struct FetchResult: Sendable {
     package var abortedTransactions: [AbortedTransaction]?
     /// The page cache lacks these bytes: they must be read on the work pool before they can be sent.
     package var cold: ColdRead?
-    package var leader: (id: Int32, epoch: Int32)?
 
     package init(error: ErrorCode = .none) { self.error = error }
 

@@ -5,7 +5,7 @@ internal import MartletLogModel
 /// ApiVersions (key 18). Answers any version: one above ours gets error 35 and our range in the body of
 /// version 0 (KIP-511). Lists exactly the keys that ``ServedAPI`` dispatches.
 package enum ApiVersionsHandler {
-    /// Longest client name and version kept for logs; both must match Kafka's pattern (KIP-511).
+    /// Longest client name and version; both must match Kafka's pattern (KIP-511).
     private static let softwareNameLimit = 128
 
     package static func handle(_ request: ApiVersionsRequest, _ context: RequestContext) {
@@ -16,7 +16,6 @@ package enum ApiVersionsHandler {
                 context.respond(response)
                 return
             }
-            context.state.clientSoftware = "\(request.clientSoftwareName) \(request.clientSoftwareVersion)"
         }
         context.respond(response(version: context.version, image: context.image))
     }
