@@ -18,7 +18,9 @@ package struct ServedAPI: Sendable {
     ) {
         self.init(type, advertised: advertised ?? Request.versions) {
             (reader: inout ProtocolReader, context: RequestContext) throws(DecodeError) in
-            handle(try Request(reading: &reader, version: context.version), context)
+            let request = try Request(reading: &reader, version: context.version)
+            context.connection.charge(reader.decodedByteCount, to: context.ticket)
+            handle(request, context)
         }
     }
 
@@ -139,7 +141,7 @@ package final class RequestDispatcher: ServerRequestHandler {
         guard let state = connection.attachment as? ConnectionState else {
             preconditionFailure("connection \(connection.id) was opened without its state")
         }
-        var reader = ProtocolReader(frame)
+        var reader = ProtocolReader(frame, decodedByteLimit: Framing.decodedRequestBytesLimit)
         let header: RequestHeader
         do throws(DecodeError) {
             header = try RequestHeader(reading: &reader, expecting: state.clientID)

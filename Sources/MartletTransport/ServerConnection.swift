@@ -217,7 +217,10 @@ package final class ServerConnection: ChannelInboundHandler {
 
     private func drain() {
         do {
-            while !closing, destination == nil, slots.count < limits.inFlightLimit, isWritable {
+            // Where there is no memory one request is worked on at a time: its answer goes on with the next.
+            while !closing, destination == nil, slots.count < limits.inFlightLimit, isWritable,
+                slots.isEmpty || budget.hasRoom
+            {
                 guard let frame = try accumulator.next() else { break }
                 let bytes = frame.readableBytes
                 budget.reserve(bytes)
@@ -260,6 +263,15 @@ package final class ServerConnection: ChannelInboundHandler {
             budget.release(partialReserved - held)
         }
         partialReserved = held
+    }
+
+    /// Counts memory that a request takes beyond its frame, until it is answered.
+    package func charge(_ byteCount: Int, to ticket: UInt64) {
+        guard byteCount > 0, ticket >= firstTicket else { return }
+        let index = Int(ticket - firstTicket)
+        guard index < slots.count, case .waiting(let reserved, let admitted) = slots[index] else { return }
+        budget.reserve(byteCount)
+        slots[index] = .waiting(reserved: reserved + byteCount, admitted: admitted)
     }
 
     /// Answers one request. Tickets may be answered in any order; the bytes go out in request order.

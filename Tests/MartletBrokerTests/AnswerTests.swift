@@ -11,6 +11,25 @@ import Testing
     private static let extremes32: [Int32] = [.min, -2, -1, 0, 1, .max]
     private static let extremes64: [Int64] = [.min, -7, -6, -1, 0, 1, .max - 1, .max]
 
+    @Test func `a request that would take far more memory than its frame ends its connection, nothing else`() async throws {
+        try await withBroker { broker in
+            let client = try WireClient(port: broker.address.port)
+            let attacker = try WireClient(port: broker.address.port)
+            var writer = ProtocolWriter()
+            writer.buffer.writeInteger(Int32(0))
+            try RequestHeader(apiKey: .deleteTopics, apiVersion: 5, correlationID: 1, clientID: "test").encode(into: &writer)
+            // Two million empty names: sixteen bytes each where the frame has one.
+            writer.unsignedVarint(2_000_001)
+            writer.buffer.writeRepeatingByte(1, count: 2_000_000)
+            writer.buffer.writeInteger(Int32(1000))
+            writer.unsignedVarint(0)
+            writer.buffer.setInteger(Int32(writer.buffer.readableBytes - 4), at: 0)
+            attacker.send(writer.buffer)
+            #expect(throws: WireClient.Failure.self) { try attacker.receive(4) }
+            try client.createTopic("t")
+        }
+    }
+
     @Test func `requests that wait for a partition to open are answered when its topic is deleted`() async throws {
         let count: Int32 = 400
         try await withTemporaryFolder { folder in

@@ -47,7 +47,9 @@ package enum ProduceHandler {
             let request = SinglePartitionProduce(
                 reading: body, version: context.version, expecting: known?.topic.name ?? "")
         else {
-            handle(try ProduceRequest(reading: &body, version: context.version), context)
+            let request = try ProduceRequest(reading: &body, version: context.version)
+            context.connection.charge(body.decodedByteCount, to: context.ticket)
+            handle(request, context)
             return
         }
         let state = ProduceRequestState(single: request, context)
