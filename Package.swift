@@ -185,6 +185,12 @@ let package = Package(
             ],
             exclude: ["Allocations"], swiftSettings: relaxed),
         .testTarget(
+            name: "MartletTransportTests",
+            dependencies: [
+                "MartletTransport", nioCore, .product(name: "NIOEmbedded", package: "swift-nio"), logging,
+            ],
+            swiftSettings: relaxed),
+        .testTarget(
             name: "MartletBrokerTests",
             dependencies: [
                 "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletStorage", "MartletBroker",

@@ -53,8 +53,8 @@ package struct FrameAccumulator {
     /// Bytes of the frame that has not arrived whole, with its prefix; `nil` while the prefix is incomplete.
     package var partialExpectedByteCount: Int? { partialLength.map { $0 + Self.prefixByteCount } }
 
-    /// Whether bytes are held that ``next()`` has not been asked for or that do not make a frame yet.
-    package var holdsBytes: Bool { partial != nil || input.readableBytes > 0 }
+    /// Bytes held that ``next()`` has not been asked for.
+    package var unparsedByteCount: Int { input.readableBytes }
 
     /// Takes over what one read delivered.
     package mutating func append(_ incoming: ByteBuffer) {

@@ -88,6 +88,8 @@ package final class ServerConnection: ChannelInboundHandler {
     private var readPaused = false
     private var closing = false
     private var partialReserved = 0
+    /// Bytes counted that wait in the accumulator for a place among the requests.
+    private var unparsedReserved = 0
     private var partialAdmitted = false
     private var waitsForMemory = false
     private var memoryCheckScheduled = false
@@ -181,8 +183,9 @@ package final class ServerConnection: ChannelInboundHandler {
 
     private func end() {
         closing = true
-        var release = partialReserved
+        var release = partialReserved + unparsedReserved
         partialReserved = 0
+        unparsedReserved = 0
         if partialAdmitted { budget.endAdmission() }
         partialAdmitted = false
         for slot in slots {
@@ -232,6 +235,13 @@ package final class ServerConnection: ChannelInboundHandler {
             reject(error.description)
             return
         }
+        let unparsed = accumulator.unparsedByteCount
+        if unparsed > unparsedReserved {
+            budget.reserve(unparsed - unparsedReserved)
+        } else if unparsed < unparsedReserved {
+            budget.release(unparsedReserved - unparsed)
+        }
+        unparsedReserved = unparsed
         let held = accumulator.partialByteCount
         reservePartial(held)
         if held == 0 {
