@@ -102,6 +102,7 @@ package final class ServerConnection: ChannelInboundHandler {
     private var destination: Destination?
     private var isDeparting = false
     private var hasOpened = false
+    private var hasEnded = false
 
     /// First allocation for gathered responses.
     private static let outputCapacity = 1024
@@ -134,6 +135,15 @@ package final class ServerConnection: ChannelInboundHandler {
     // MARK: Channel events
 
     package func handlerAdded(context: ChannelHandlerContext) { self.context = context }
+
+    package func handlerRemoved(context: ChannelHandlerContext) {
+        if context === self.context { neverOpened() }
+    }
+
+    /// The channel failed before it was active. Nobody knows the connection yet but whoever has counted it.
+    func neverOpened() {
+        if !hasOpened { end() }
+    }
 
     package func channelActive(context: ChannelHandlerContext) {
         self.context = context
@@ -182,6 +192,8 @@ package final class ServerConnection: ChannelInboundHandler {
     }
 
     private func end() {
+        guard !hasEnded else { return }
+        hasEnded = true
         closing = true
         var release = partialReserved + unparsedReserved
         partialReserved = 0

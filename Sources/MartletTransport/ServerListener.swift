@@ -63,7 +63,12 @@ package final class ServerListener: Sendable {
                         channel.close(promise: nil)
                         return
                     }
-                    try channel.pipeline.syncOperations.addHandler(handler)
+                    do {
+                        try channel.pipeline.syncOperations.addHandler(handler)
+                    } catch {
+                        handler.neverOpened()
+                        throw error
+                    }
                 }
             }
         return ServerListener(channel: try await bootstrap.bind(host: host, port: port).get())

@@ -9,6 +9,7 @@ import Testing
     private final class Handler: ServerRequestHandler {
         var tickets: [UInt64] = []
         var charge = 0
+        var closedCount = 0
 
         func requestReceived(_ frame: ByteBuffer, ticket: UInt64, connection: ServerConnection) {
             tickets.append(ticket)
@@ -16,9 +17,15 @@ import Testing
         }
 
         func connectionOpened(_ connection: ServerConnection) {}
-        func connectionClosed(_ connection: ServerConnection) {}
+        func connectionClosed(_ connection: ServerConnection) { closedCount += 1 }
         func connectionLeft(_ connection: ServerConnection) {}
         func connectionArrived(_ connection: ServerConnection) {}
+    }
+
+    /// A channel that fails before it was active is not reported inactive either.
+    private final class Unregistered: ChannelInboundHandler {
+        typealias InboundIn = ByteBuffer
+        func channelInactive(context: ChannelHandlerContext) {}
     }
 
     private struct Harness {
@@ -28,15 +35,16 @@ import Testing
         let handler = Handler()
         let budget: MemoryBudget
 
-        init(inFlightLimit: Int, budget: Int = 1 << 20) throws {
+        init(inFlightLimit: Int, budget: Int = 1 << 20, connects: Bool = true) throws {
             var limits = ConnectionLimits()
             limits.inFlightLimit = inFlightLimit
             self.budget = MemoryBudget(limit: budget)
             connection = ServerConnection(
                 id: 1, loop: loop, handler: handler, limits: limits, budget: self.budget, logger: Logger(label: "test"))
             channel = EmbeddedChannel(loop: loop)
+            if !connects { try channel.pipeline.syncOperations.addHandler(Unregistered()) }
             try channel.pipeline.syncOperations.addHandler(connection)
-            try channel.connect(to: SocketAddress(ipAddress: "127.0.0.1", port: 9)).wait()
+            if connects { try channel.connect(to: SocketAddress(ipAddress: "127.0.0.1", port: 9)).wait() }
         }
 
         func answer(_ number: Int) {
@@ -80,6 +88,14 @@ import Testing
         try harness.channel.close().wait()
         harness.loop.run()
         #expect(harness.budget.reservedByteCount == 0)
+    }
+
+    @Test(arguments: [true, false])
+    func `every connection is reported closed once, also one whose channel never was active`(active: Bool) throws {
+        let harness = try Harness(inFlightLimit: 2, connects: active)
+        harness.channel.close(promise: nil)
+        harness.loop.run()
+        #expect(harness.handler.closedCount == 1)
     }
 
     @Test func `what a request takes beyond its frame counts until it is answered`() throws {
