@@ -6,6 +6,10 @@ import MartletTestSupport
 import NIOCore
 import Testing
 
+/// How often a client comes again while the transaction before is being finished, which takes a few flushes of a disk
+/// that may be busy. An answer takes some hundred microseconds.
+private let transactionAttempts = 20_000
+
 /// A transactional producer on the wire, of either protocol.
 private final class TransactionalProducer {
     let client: WireClient
@@ -31,7 +35,9 @@ private final class TransactionalProducer {
     }
 
     @discardableResult
-    func initialize(timeout: Int32 = 60_000, keepsIdentity: Bool = false, tries: Int = 50) throws -> ErrorCode {
+    func initialize(
+        timeout: Int32 = 60_000, keepsIdentity: Bool = false, tries: Int = transactionAttempts
+    ) throws -> ErrorCode {
         var request = InitProducerIdRequest(transactionalID: id)
         request.transactionTimeoutMs = timeout
         if keepsIdentity {
@@ -60,7 +66,7 @@ private final class TransactionalProducer {
         entry.name = topic
         entry.partitions = [partition]
         request.v3AndBelowTopics = [entry]
-        for _ in 0..<50 {
+        for _ in 0..<transactionAttempts {
             let answer = try client.call(request, version: version)
             let code = answer.resultsByTopicV3AndBelow.first?.resultsByPartition.first?.partitionErrorCode ?? -1
             if code != ErrorCode.concurrentTransactions.rawValue { return ErrorCode(rawValue: code) }
@@ -97,7 +103,7 @@ private final class TransactionalProducer {
         request.topicData = [topicData]
         var code = ErrorCode.concurrentTransactions
         // While the markers of the transaction before are on their way the client comes again.
-        for _ in 0..<50 where code == .concurrentTransactions {
+        for _ in 0..<transactionAttempts where code == .concurrentTransactions {
             let answer = try client.call(request, version: version ?? (isFirst ? 9 : 12))
             code = ErrorCode(rawValue: answer.responses.first?.partitionResponses.first?.errorCode ?? -1)
         }
@@ -111,7 +117,7 @@ private final class TransactionalProducer {
         request.producerID = identity?.0 ?? producerID
         request.producerEpoch = identity?.1 ?? epoch
         request.committed = commits
-        for _ in 0..<50 {
+        for _ in 0..<transactionAttempts {
             let answer = try client.call(request, version: isFirst ? 3 : 5)
             if answer.errorCode == ErrorCode.concurrentTransactions.rawValue { continue }
             if answer.errorCode == 0, !isFirst, identity == nil {
@@ -402,7 +408,7 @@ extension WireClient {
                 topic.name = "t"
                 topic.partitions = [partition]
                 request.topics = [topic]
-                for _ in 0..<50 {
+                for _ in 0..<transactionAttempts {
                     let answer = try client.call(request, version: isFirst ? 3 : 5)
                     let code = ErrorCode(rawValue: answer.topics.first?.partitions.first?.errorCode ?? -1)
                     if code != .concurrentTransactions, code != .coordinatorLoadInProgress { return code }
@@ -430,7 +436,7 @@ extension WireClient {
                 request.producerID = producer.producerID
                 request.producerEpoch = producer.epoch
                 request.groupID = "g"
-                for _ in 0..<50 {
+                for _ in 0..<transactionAttempts {
                     let code = ErrorCode(rawValue: try client.call(request, version: 3).errorCode)
                     if code != .concurrentTransactions { return code }
                 }
