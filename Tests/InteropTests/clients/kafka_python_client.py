@@ -218,7 +218,9 @@ class Member:
     def _run(self):
         try:
             while not self.leaving.is_set():
-                for messages in self.client.poll(timeout_ms=100).values():
+                # Long enough to see a join through: kafka-python forgets the assignment when a poll ends between
+                # the answers to its JoinGroup and its SyncGroup.
+                for messages in self.client.poll(timeout_ms=1000).values():
                     self.values += [message.value for message in messages]
                 self.assigned = {part.partition for part in self.client.assignment()}
                 if self.values:
