@@ -76,6 +76,25 @@ import Testing
         #expect(SinglePartitionProduce(reading: ProtocolReader(ByteBuffer()), version: 14) == nil)
     }
 
+    @Test(arguments: 9...ProduceRequest.versions.upperBound)
+    func `a request with tagged fields is left to the generated decoder`(version: Int16) throws {
+        var g = Randomness(seed: Self.seed)
+        let request = Self.request(&g, version)
+        let body = try Self.encoded(request, version)
+        // The counts of the partition's, the topic's and the request's tagged fields are the last three bytes.
+        for fromEnd in 1...3 {
+            var bytes = Array(body.readableBytesView)
+            let place = bytes.count - fromEnd
+            #expect(bytes[place] == 0)
+            // One field: tag 5, one byte.
+            bytes.replaceSubrange(place...place, with: [1, 5, 1, 0xff])
+            var reader = ProtocolReader(ByteBuffer(bytes: bytes))
+            #expect(SinglePartitionProduce(reading: reader, version: version) == nil)
+            let general = try ProduceRequest(reading: &reader, version: version)
+            #expect(general.topicData.first?.partitionData.first?.records == request.topicData[0].partitionData[0].records)
+        }
+    }
+
     @Test(arguments: ProduceRequest.versions)
     func `the response to one append has the bytes of the generated encoder`(version: Int16) throws {
         var g = Randomness(seed: Self.seed)

@@ -157,7 +157,7 @@ import Testing
     @Test func `paths of one machine are found`() {
         let slash = "/"
         #expect(Rules.machinePaths("a", "see \(slash)work/x\n`\(slash)home/me/y`").map(\.line) == [1, 2])
-        #expect(Rules.machinePaths("a", "Sources/work/x and https://example.org/home/x and /tmp/x") == [])
+        #expect(Rules.machinePaths("a", "Sources\(slash)work/x and https://example.org/home/x and /tmp/x") == [])
     }
 
     @Test func `links that lead nowhere are found`() {
