@@ -26,10 +26,10 @@ public struct BrokerStartError: Error, Sendable, CustomStringConvertible {
 public final class Broker: Sendable {
     private struct Running: Sendable {
         var listener: ServerListener
-        var loops: LoopRegistry
-        var controller: ControllerShell
+        var assembly: BrokerAssembly
         var maintenance: Maintenance
-        var services: BrokerServices
+        var flushPool: NIOThreadPool
+        var workPool: NIOThreadPool
         var group: MultiThreadedEventLoopGroup
     }
 
@@ -77,49 +77,27 @@ public final class Broker: Sendable {
         workPool: NIOThreadPool, logger: Logger
     ) async throws -> Broker {
         let eventLoops = Array(group.makeIterator())
-        let controllerLoop = eventLoops[0]
-        let (directory, controller) = try await workPool.runIfActive {
-            try open(settings, controllerLoop: controllerLoop, flushPool: flushPool, logger: logger)
+        let surroundings = Surroundings.machine(flushPool: flushPool, workPool: workPool)
+        let assembly = try await workPool.runIfActive {
+            try BrokerAssembly.open(settings, surroundings: surroundings, eventLoops: eventLoops, logger: logger)
         }
-        let image = controller.image
-        let limits = ConnectionLimits(image.brokerConfiguration)
-        let budget = MemoryBudget(limit: image.brokerConfiguration.queuedMaxRequestBytes ?? defaultRequestBudget)
-        let registry = LoopRegistry()
-        let services = BrokerServices(
-            settings: settings, logger: logger, budget: budget, flushPool: flushPool, workPool: workPool,
-            directory: directory, controller: controller, loops: registry)
-        let loops = eventLoops.enumerated().map { index, eventLoop in
-            BrokerLoop(index: index, eventLoop: eventLoop, services: services, loopCount: eventLoops.count)
+        for loop in assembly.loops {
+            try await loop.eventLoop.submit { assembly.prepare(loop) }.get()
         }
-        registry.install(loops)
-        for loop in loops {
-            try await loop.eventLoop.submit { loop.apply(image) }.get()
-        }
-        controller.install(loops: loops)
-        for loop in loops { loop.post { $0.transactions.resume() } }
-        let connections = ConnectionCounter(limit: image.brokerConfiguration.maxConnections)
+        assembly.begin()
         let listener: ServerListener
         do {
             listener = try await ServerListener.bind(
                 host: settings.listen.host, port: settings.listen.port, group: group, logger: logger
-            ) { eventLoop in
-                guard let id = connections.open() else {
-                    logger.warning(
-                        "connection refused", metadata: ["cause": "max.connections=\(connections.limit) is reached"])
-                    return nil
-                }
-                let loop = registry.loop(for: eventLoop)
-                return ServerConnection(
-                    id: id, loop: eventLoop, handler: RequestDispatcher(loop: loop, closed: { connections.close() }),
-                    limits: limits, budget: budget, logger: logger)
-            }
+            ) { eventLoop in assembly.makeConnection(on: eventLoop) }
         } catch {
-            await abandon(loops, controller, directory, workPool, logger)
+            await abandon(assembly, workPool, logger)
             throw BrokerStartError(
                 "cannot listen on \(settings.listen): \(error); choose another --listen address or stop what uses it")
         }
-        let maintenance = Maintenance(services: services)
+        let maintenance = Maintenance(services: assembly.services)
         maintenance.start()
+        let image = assembly.image
         let port = listener.address.port ?? settings.listen.port
         let address = BrokerSettings.Address(host: settings.listen.host, port: port)
         logger.info(
@@ -132,118 +110,21 @@ public final class Broker: Sendable {
         return Broker(
             address: address, clusterID: image.clusterID?.description ?? "", logger: logger,
             running: Running(
-                listener: listener, loops: registry, controller: controller, maintenance: maintenance,
-                services: services, group: group))
+                listener: listener, assembly: assembly, maintenance: maintenance, flushPool: flushPool,
+                workPool: workPool, group: group))
     }
 
     /// Gives back what a start had taken that fails: a later one, in this process too, finds the directory free.
-    private static func abandon(
-        _ loops: [BrokerLoop], _ controller: ControllerShell, _ directory: LogDirectory<PosixDisk>,
-        _ workPool: NIOThreadPool, _ logger: Logger
-    ) async {
+    private static func abandon(_ assembly: BrokerAssembly, _ workPool: NIOThreadPool, _ logger: Logger) async {
         do {
-            for loop in loops {
+            for loop in assembly.loops {
                 try await loop.eventLoop.flatSubmit { loop.closePartitions(clean: true) }.get()
             }
-            try await controller.close().get()
-            try await workPool.runIfActive { try directory.close(clean: true) }
+            try await assembly.services.controller.close().get()
+            try await workPool.runIfActive { try assembly.services.directory.close(clean: true) }
         } catch {
             logger.error("the data directory was not closed cleanly", metadata: ["cause": "\(error)"])
         }
-    }
-
-    /// `queued.max.request.bytes` when it is not set.
-    private static let defaultRequestBudget = 256 * 1024 * 1024
-
-    /// The blocking part of the start: directory, metadata, registration of this broker.
-    private static func open(
-        _ settings: BrokerSettings, controllerLoop: any EventLoop, flushPool: NIOThreadPool, logger: Logger
-    ) throws -> (LogDirectory<PosixDisk>, ControllerShell) {
-        let disk = PosixDisk()
-        var generator = SystemRandomNumberGenerator()
-        let known = try disk.readAll(settings.dataDirectory + "/" + MetaProperties.fileName, limit: 1 << 16)
-        let clusterID = known == nil ? UniversalID.random(using: &generator) : nil
-        var configuration = LogDirectory<PosixDisk>.Configuration()
-        configuration.reserveBytes = settings.reserveBytes
-        let directory = try LogDirectory.open(
-            settings.dataDirectory, disk: disk, clusterID: clusterID?.description, nodeID: settings.nodeID,
-            newDirectoryID: .random(using: &generator), configuration: configuration)
-        do {
-            return try (directory, load(settings, directory, disk, controllerLoop, flushPool, logger))
-        } catch {
-            try directory.close(clean: false)
-            throw error
-        }
-    }
-
-    private static func load(
-        _ settings: BrokerSettings, _ directory: LogDirectory<PosixDisk>, _ disk: PosixDisk,
-        _ controllerLoop: any EventLoop, _ flushPool: NIOThreadPool, _ logger: Logger
-    ) throws -> ControllerShell {
-        for removal in directory.unfinishedDeletions() {
-            flushPool.submit { _ in
-                do throws(StorageError) {
-                    try removal.run()
-                } catch {
-                    logger.error("files not removed", metadata: ["folder": "\(removal.folder)", "cause": "\(error)"])
-                }
-            }
-        }
-        for name in directory.unknownNames {
-            logger.warning("unknown folder in the data directory is left alone", metadata: ["name": "\(name)"])
-        }
-        guard let cluster = UniversalID(directory.meta.clusterID) else {
-            throw BrokerStartError("cluster id '\(directory.meta.clusterID)' in meta.properties is not a valid id")
-        }
-        let controller = try ControllerShell(
-            eventLoop: controllerLoop, directory: directory, disk: disk, nodeID: settings.nodeID, clusterID: cluster,
-            staticValues: settings.values, logger: logger
-        ) { work, done in flushPool.submit { _ in done(work.run()) } }
-        try register(settings, directory: directory, controller: controller, cluster: cluster)
-        return controller
-    }
-
-    /// Each start is a new incarnation with a new broker epoch (KIP-631), unfenced at once: alone there is no
-    /// older state to catch up with.
-    private static func register(
-        _ settings: BrokerSettings, directory: LogDirectory<PosixDisk>, controller: ControllerShell,
-        cluster: UniversalID
-    ) throws {
-        var generator = SystemRandomNumberGenerator()
-        var request = BrokerRegistrationRequest()
-        request.brokerID = settings.nodeID.rawValue
-        request.clusterID = cluster.description
-        request.incarnationID = .random(using: &generator)
-        let address = settings.advertised ?? settings.listen
-        var listener = BrokerRegistrationRequest.Listener()
-        listener.name = "PLAINTEXT"
-        listener.host = address.host
-        listener.port = UInt16(clamping: address.port)
-        request.listeners = [listener]
-        request.features = Features.supported.map {
-            var feature = BrokerRegistrationRequest.Feature()
-            feature.name = $0.name
-            feature.minSupportedVersion = $0.minimum
-            feature.maxSupportedVersion = $0.maximum
-            return feature
-        }
-        request.rack = settings.values[BrokerConfigName.rack]
-        request.logDirs = [directory.meta.directoryID]
-        var epoch: Int64 = -1
-        try controller.registerBlocking { core, end in
-            let decision = core.decide(request, nextOffset: end)
-            guard decision.response.errorCode == 0 else {
-                throw BrokerStartError(
-                    "registration was refused: \(ErrorCode(rawValue: decision.response.errorCode).name)")
-            }
-            epoch = decision.response.brokerEpoch
-            return decision.records
-        }
-        var heartbeat = BrokerHeartbeatRequest()
-        heartbeat.brokerID = settings.nodeID.rawValue
-        heartbeat.brokerEpoch = epoch
-        heartbeat.currentMetadataOffset = .max
-        try controller.registerBlocking { core, _ in core.decide(heartbeat).records }
     }
 
     /// Stops accepting, answers what is under way, flushes and closes everything. The next start then needs
@@ -254,52 +135,25 @@ public final class Broker: Sendable {
         do {
             try await running.listener.close()
             await running.maintenance.stop()
-            for loop in running.loops.all {
+            for loop in running.assembly.loops {
                 try await loop.eventLoop.flatSubmit { loop.closePartitions(clean: true) }.get()
             }
-            for loop in running.loops.all {
+            for loop in running.assembly.loops {
                 try await loop.eventLoop.submit { loop.closeConnections() }.get()
             }
-            try await running.controller.close().get()
-            let directory = running.services.directory
-            try await running.services.workPool.runIfActive { try directory.close(clean: true) }
+            try await running.assembly.services.controller.close().get()
+            let directory = running.assembly.services.directory
+            try await running.workPool.runIfActive { try directory.close(clean: true) }
         } catch {
             logger.error("shutdown was not clean; the next start recovers", metadata: ["cause": "\(error)"])
         }
         do {
-            try await running.services.flushPool.shutdownGracefully()
-            try await running.services.workPool.shutdownGracefully()
+            try await running.flushPool.shutdownGracefully()
+            try await running.workPool.shutdownGracefully()
             try await running.group.shutdownGracefully()
         } catch {
             logger.error("threads did not stop", metadata: ["cause": "\(error)"])
         }
         logger.info("broker stopped")
     }
-}
-
-extension ConnectionLimits {
-    init(_ configuration: BrokerConfiguration) {
-        self.init()
-        requestByteLimit = configuration.socketRequestMaxBytes
-        idleLimit = configuration.connectionsMaxIdleMilliseconds.map { .milliseconds($0) } ?? .nanoseconds(.max)
-    }
-}
-
-/// Numbers connections and bounds how many there are (`max.connections`).
-private final class ConnectionCounter: Sendable {
-    let limit: Int
-    private let state: Mutex<(next: UInt64, open: Int)> = Mutex((1, 0))
-
-    init(limit: Int) { self.limit = limit }
-
-    func open() -> UInt64? {
-        state.withLock { state in
-            guard state.open < limit else { return nil }
-            state.open += 1
-            state.next += 1
-            return state.next - 1
-        }
-    }
-
-    func close() { state.withLock { $0.open -= 1 } }
 }

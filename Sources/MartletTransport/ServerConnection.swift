@@ -126,7 +126,7 @@ package final class ServerConnection: ChannelInboundHandler {
         self.logger = logger
         self.accumulator = FrameAccumulator(
             frameLimit: limits.requestByteLimit, smallestFrame: Self.smallestFrame)
-        self.lastActivity = .now()
+        self.lastActivity = loop.now
     }
 
     /// Requests received and not answered yet.
@@ -164,7 +164,7 @@ package final class ServerConnection: ChannelInboundHandler {
     package func channelRead(context: ChannelHandlerContext, data: NIOAny) {
         guard !closing, context === self.context else { return }
         isReading = true
-        lastActivity = .now()
+        lastActivity = loop.now
         accumulator.append(unwrapInboundIn(data))
         drain()
     }
@@ -274,7 +274,7 @@ package final class ServerConnection: ChannelInboundHandler {
             if budget.admit(whole - partialReserved) {
                 partialReserved = whole
                 partialAdmitted = true
-                partialSince = .now()
+                partialSince = loop.now
                 return
             }
             waitsForMemory = true
@@ -540,7 +540,7 @@ package final class ServerConnection: ChannelInboundHandler {
         readPaused = false
         isWritable = true
         needsFlush = false
-        lastActivity = .now()
+        lastActivity = loop.now
     }
 
     /// Called by the loop's sweeper about once a second: resumes reading when memory is free again, closes

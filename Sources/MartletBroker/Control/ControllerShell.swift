@@ -29,10 +29,14 @@ package final class ControllerShell: @unchecked Sendable {
 
     package let eventLoop: any EventLoop
     package let nodeID: BrokerID
-    private let log: PartitionLog<PosixDisk>
-    private let disk: PosixDisk
+    private let log: PartitionLog<AnyDisk>
+    private let disk: AnyDisk
+    private let clock: BrokerClock
+    /// For identifiers of topics.
+    package let random: RandomSource
     private let logger: Logger
-    private let flush: @Sendable (FlushWork<PosixDisk>, @escaping @Sendable (FlushResult) -> Void) -> Void
+    /// Runs work away from the loop and calls back on any thread.
+    private let flush: @Sendable (FlushWork<AnyDisk>, @escaping @Sendable (FlushResult) -> Void) -> Void
     private var core: ClusterController
     private let epoch: LeaderEpoch
     private var pending = Deque<Pending>()
@@ -44,24 +48,24 @@ package final class ControllerShell: @unchecked Sendable {
     private var closePromise: EventLoopPromise<Void>?
 
     /// Loads the metadata, or writes the first records of a new cluster. Blocks; call it before serving.
-    ///
-    /// - Parameter flush: runs work away from the loop and calls back on any thread.
     package init(
-        eventLoop: any EventLoop, directory: LogDirectory<PosixDisk>, disk: PosixDisk, nodeID: BrokerID,
-        clusterID: UniversalID, staticValues: [String: String], logger: Logger,
-        flush: @escaping @Sendable (FlushWork<PosixDisk>, @escaping @Sendable (FlushResult) -> Void) -> Void
+        eventLoop: any EventLoop, directory: LogDirectory<AnyDisk>, surroundings: Surroundings, nodeID: BrokerID,
+        clusterID: UniversalID, staticValues: [String: String], logger: Logger
     ) throws {
         self.eventLoop = eventLoop
-        self.disk = disk
+        disk = surroundings.disk
+        clock = surroundings.clock
+        random = surroundings.random
         self.logger = logger
-        self.flush = flush
+        let flushPool = surroundings.flushPool
+        flush = { work, done in flushPool.submit { _ in done(work.run()) } }
         var configuration = LogConfiguration()
         configuration.retentionMilliseconds = nil
         configuration.deletesOld = false
         configuration.mayUseReserve = true
         log = try PartitionLog.open(
             directory: directory, topicPartition: MetadataLog.partition, topicID: MetadataLog.topicID,
-            configuration: configuration, now: WallClock.now())
+            configuration: configuration, now: clock.wallTime)
         self.nodeID = nodeID
         epoch = LeaderEpoch(1)
         core = ClusterController(localBroker: nodeID, staticConfiguration: staticValues)
@@ -143,7 +147,7 @@ package final class ControllerShell: @unchecked Sendable {
 
     /// Writes one batch and replays it. On an error nothing was replayed.
     private func write(_ records: [MetadataRecord]) throws {
-        let now = WallClock.now()
+        let now = clock.wallTime
         var batch = try MetadataLog.batch(records, now: now)
         let header = try RecordBatchHeader(reading: batch)
         let outcome = try log.stage(&batch, header: header, leaderEpoch: epoch, now: now)
@@ -214,14 +218,14 @@ package final class ControllerShell: @unchecked Sendable {
         else { return }
         let end = log.flushedEndOffset
         do {
-            let bytes = try MetadataLog.snapshot(core.snapshotRecords(), now: WallClock.now(), epoch: epoch)
+            let bytes = try MetadataLog.snapshot(core.snapshotRecords(), now: clock.wallTime, epoch: epoch)
             let path = log.folder + "/" + MetadataLog.snapshotName(end: end, epoch: epoch)
             try disk.replaceAtomically(path, with: bytes)
             snapshotEnd = end
             try MetadataLog.removeSnapshots(before: end, in: log.folder, disk: disk)
             if let work = try log.deleteRecords(before: end, highWatermark: end) {
                 try work.run()
-                try log.adoptLogStart(now: WallClock.now())
+                try log.adoptLogStart(now: clock.wallTime)
             }
             startFlush()
             logger.info("metadata snapshot written", metadata: ["end": "\(end)", "bytes": "\(bytes.readableBytes)"])

@@ -28,7 +28,7 @@ package enum MetadataLog {
 
     /// Newest snapshot, if any, then the log behind it.
     package static func load(
-        _ log: PartitionLog<PosixDisk>, disk: PosixDisk
+        _ log: PartitionLog<AnyDisk>, disk: AnyDisk
     ) throws -> Loaded {
         var loaded = Loaded()
         if let snapshot = try newestSnapshot(in: log.folder, disk: disk) {
@@ -108,7 +108,7 @@ package enum MetadataLog {
     }
 
     private static func newestSnapshot(
-        in folder: String, disk: PosixDisk
+        in folder: String, disk: AnyDisk
     ) throws -> (end: Offset, bytes: ByteBuffer)? {
         let names: [String]
         do throws(DiskError) {
@@ -164,7 +164,7 @@ package enum MetadataLog {
     }
 
     /// Removes snapshots older than the one that ends at `newest`.
-    package static func removeSnapshots(before newest: Offset, in folder: String, disk: PosixDisk) throws(DiskError) {
+    package static func removeSnapshots(before newest: Offset, in folder: String, disk: AnyDisk) throws(DiskError) {
         for name in try disk.list(folder) {
             if let end = snapshotEnd(of: name), end < newest { try disk.remove(folder + "/" + name) }
         }

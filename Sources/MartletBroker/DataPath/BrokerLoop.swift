@@ -8,13 +8,17 @@ package import NIOCore
 internal import NIOPosix
 
 /// Identity of a partition for as long as its topic lives; a topic deleted and created again has another.
-package struct PartitionKey: Hashable, Sendable {
+package struct PartitionKey: Hashable, Comparable, Sendable {
     package var topicID: UniversalID
     package var partition: PartitionIndex
 
     package init(topicID: UniversalID, partition: PartitionIndex) {
         self.topicID = topicID
         self.partition = partition
+    }
+
+    package static func < (left: Self, right: Self) -> Bool {
+        (left.topicID, left.partition) < (right.topicID, right.partition)
     }
 }
 
@@ -76,6 +80,12 @@ package final class BrokerLoop: @unchecked Sendable {
         var isEmpty: Bool { completions.isEmpty && batches.isEmpty }
     }
 
+    // MARK: Time
+
+    package var wallTime: Timestamp { services.clock.wallTime }
+
+    package var monotonicTime: Instant { Instant(nanoseconds: Int64(clamping: eventLoop.now.uptimeNanoseconds)) }
+
     // MARK: Messages
 
     /// Runs `body` on this loop.
@@ -107,7 +117,7 @@ package final class BrokerLoop: @unchecked Sendable {
                 removeFiles(of: TopicPartition(name, Int32(index)))
             }
         }
-        for (key, partition) in partitions {
+        for (key, partition) in inOrder {
             guard let topic = image.topic(id: key.topicID),
                 let registration = topic.partition(key.partition)
             else {
@@ -125,7 +135,7 @@ package final class BrokerLoop: @unchecked Sendable {
     /// Moves a deleted partition's folder away at once, so that a topic of the same name finds none, and
     /// removes it on the work pool.
     func removeFiles(of name: TopicPartition) {
-        var generator = SystemRandomNumberGenerator()
+        var generator = services.random
         let logger = self.logger
         do throws(StorageError) {
             guard
@@ -168,7 +178,12 @@ package final class BrokerLoop: @unchecked Sendable {
     /// The partition if it is open or opening already.
     package func existingPartition(_ key: PartitionKey) -> Partition? { partitions[key] }
 
-    package var openPartitions: [Partition] { Array(partitions.values) }
+    package var openPartitions: [Partition] { inOrder.map(\.partition) }
+
+    /// By key, so that what happens to all of them happens in one order.
+    private var inOrder: [(key: PartitionKey, partition: Partition)] {
+        partitions.map { ($0, $1) }.sorted { $0.key < $1.key }
+    }
 
     package func forget(_ key: PartitionKey) { partitions[key] = nil }
 
@@ -276,8 +291,8 @@ package final class BrokerLoop: @unchecked Sendable {
 
     private func expireAppends() {
         expiryScheduled = false
-        let now = NIODeadline.now()
-        for partition in partitions.values { partition.expireAppends(now: now) }
+        let now = eventLoop.now
+        for (_, partition) in inOrder { partition.expireAppends(now: now) }
         deliverOutgoing()
         guard waitingAppendCount > 0 else { return }
         expiryScheduled = true
@@ -308,9 +323,13 @@ package final class BrokerLoop: @unchecked Sendable {
         }
     }
 
+    private var connectionsInOrder: [ServerConnection] {
+        connections.sorted { $0.key < $1.key }.map(\.value)
+    }
+
     private func sweepConnections() {
-        let now = NIODeadline.now()
-        for connection in connections.values { connection.sweep(now: now) }
+        let now = eventLoop.now
+        for connection in connectionsInOrder { connection.sweep(now: now) }
     }
 
     // MARK: Shutdown
@@ -319,7 +338,7 @@ package final class BrokerLoop: @unchecked Sendable {
     package func closeConnections() {
         eventLoop.preconditionInEventLoop()
         isClosingConnections = true
-        for connection in connections.values { connection.shutDown() }
+        for connection in connectionsInOrder { connection.shutDown() }
     }
 
     /// Writes and flushes what is staged and closes every partition.
@@ -330,7 +349,7 @@ package final class BrokerLoop: @unchecked Sendable {
         groups.stop()
         transactions.stop()
         endTurn()
-        let closing = partitions.values.map { $0.close(clean: clean) }
+        let closing = inOrder.map { $0.partition.close(clean: clean) }
         partitions = [:]
         return EventLoopFuture.andAllComplete(closing, on: eventLoop)
     }

@@ -3,7 +3,6 @@ internal import MartletLogModel
 package import MartletStorage
 package import MartletTransport
 package import NIOCore
-package import NIOPosix
 internal import Synchronization
 
 /// What all loops of a broker share. Immutable after start, or thread-safe by itself.
@@ -11,28 +10,25 @@ package final class BrokerServices: Sendable {
     package let settings: BrokerSettings
     package let logger: Logger
     package let budget: MemoryBudget
-    /// Threads that wait for the device in `fdatasync`. Concurrent flushes of several files share one
-    /// commit of the file system's journal, so there are more of them than cores.
-    package let flushPool: NIOThreadPool
-    /// Threads for everything else that blocks or computes for long: opening and recovery, cold reads,
-    /// inflating compressed batches, compaction.
-    package let workPool: NIOThreadPool
-    package let directory: LogDirectory<PosixDisk>
+    private let surroundings: Surroundings
+    package var flushPool: any WorkQueue { surroundings.flushPool }
+    package var workPool: any WorkQueue { surroundings.workPool }
+    package var clock: BrokerClock { surroundings.clock }
+    package var random: RandomSource { surroundings.random }
+    package let directory: LogDirectory<AnyDisk>
     package let controller: ControllerShell
     package let producerIDs = ProducerIDBlocks()
     package let loops: LoopRegistry
     package let folders = FolderHolds()
 
     package init(
-        settings: BrokerSettings, logger: Logger, budget: MemoryBudget, flushPool: NIOThreadPool,
-        workPool: NIOThreadPool, directory: LogDirectory<PosixDisk>, controller: ControllerShell,
-        loops: LoopRegistry
+        settings: BrokerSettings, logger: Logger, budget: MemoryBudget, surroundings: Surroundings,
+        directory: LogDirectory<AnyDisk>, controller: ControllerShell, loops: LoopRegistry
     ) {
         self.settings = settings
         self.logger = logger
         self.budget = budget
-        self.flushPool = flushPool
-        self.workPool = workPool
+        self.surroundings = surroundings
         self.directory = directory
         self.controller = controller
         self.loops = loops

@@ -100,7 +100,7 @@ package enum FetchReader {
 extension Partition {
     /// Reads one partition of a Fetch request: whole batches below the high watermark.
     func fetch(_ item: FetchItem, maxBytes: Int, minOneBatch: Bool, inlineByteLimit: Int) -> FetchResult {
-        let log: PartitionLog<PosixDisk>
+        let log: PartitionLog<AnyDisk>
         switch openLog {
         case .success(let open): log = open
         case .failure(let unavailable): return FetchResult(error: unavailable.code)
@@ -134,7 +134,7 @@ extension Partition {
         let limit = min(maxBytes, item.partitionMaxBytes)
         guard item.fetchOffset < bound.rawValue, limit > 0 || minOneBatch else { return result }
         do throws(ReadError) {
-            let region: LogRegion<PosixDisk>
+            let region: LogRegion<AnyDisk>
             do throws(ReadError) {
                 region = try log.locate(
                     from: Offset(item.fetchOffset), upTo: bound, maxBytes: limit, minOneBatch: minOneBatch,
@@ -179,7 +179,7 @@ extension Partition {
 
     /// KIP-595: the follower's or consumer's last epoch ends earlier here than where it wants to read.
     private func divergence(
-        _ log: PartitionLog<PosixDisk>, lastFetchedEpoch: Int32, fetchOffset: Int64
+        _ log: PartitionLog<AnyDisk>, lastFetchedEpoch: Int32, fetchOffset: Int64
     ) -> (epoch: Int32, endOffset: Int64)? {
         guard let end = log.leaderEpochs.endOffset(for: LeaderEpoch(lastFetchedEpoch), logEnd: log.logEndOffset)
         else { return nil }
@@ -190,7 +190,7 @@ extension Partition {
     }
 }
 
-extension LogRegion<PosixDisk> {
+extension LogRegion<AnyDisk> {
     /// Whether the page cache seems to hold the region: looks at its first, middle and last byte.
     package func seemsCached() throws(ReadError) -> Bool {
         guard let file else { return true }

@@ -27,7 +27,7 @@ package enum FetchedRecords: Sendable {
     /// Read already.
     case bytes(ByteBuffer)
     /// To be sent from the file by the kernel.
-    case region(LogRegion<PosixDisk>)
+    case region(LogRegion<AnyDisk>)
 
     package var byteCount: Int {
         switch self {
@@ -41,9 +41,9 @@ package enum FetchedRecords: Sendable {
 /// A read that must wait for the device; done on the work pool.
 package enum ColdRead: Sendable {
     /// Known place, bytes not in the page cache.
-    case region(LogRegion<PosixDisk>)
+    case region(LogRegion<AnyDisk>)
     /// Not even the place is known: the index is not in memory. `limit` bounds what will be found.
-    case locate(ColdLocate<PosixDisk>, limit: Int)
+    case locate(ColdLocate<AnyDisk>, limit: Int)
 
     package var byteCount: Int {
         switch self {

@@ -28,7 +28,7 @@ package final class Partition: @unchecked Sendable {
 
     private enum Phase {
         case opening([(Partition) -> Void])
-        case open(PartitionLog<PosixDisk>)
+        case open(PartitionLog<AnyDisk>)
         /// The log cannot be used; requests are answered with the code and the cause.
         /// A later request tries again: what failed may have been a passing lack of files or memory.
         case failed(ErrorCode, String, since: NIODeadline)
@@ -74,7 +74,7 @@ package final class Partition: @unchecked Sendable {
     /// A client appended or fetched since ``letGoIfUnused(since:)`` looked last.
     private var wasUsed = false
     /// When ``letGoIfUnused(since:)`` last saw that it was used.
-    private var lastUse = NIODeadline.now()
+    private var lastUse: NIODeadline
     /// Background work on the log (retention, compaction) that must not overlap.
     package var maintenanceRunning = false {
         didSet { if oldValue, !maintenanceRunning { folderWorkEnded() } }
@@ -94,6 +94,7 @@ package final class Partition: @unchecked Sendable {
         self.loop = loop
         self.topic = topic
         self.registration = registration
+        self.lastUse = loop.eventLoop.now
         self.replica = PartitionReplica(durability: topic.replicaDurability, recoveredEnd: .zero)
     }
 
@@ -126,7 +127,7 @@ package final class Partition: @unchecked Sendable {
                     LogTransfer(
                         try PartitionLog.open(
                             directory: services.directory, topicPartition: name, topicID: topicID,
-                            configuration: configuration, now: WallClock.now())))
+                            configuration: configuration, now: loop.wallTime)))
             } catch {
                 result = .failure(error)
             }
@@ -163,7 +164,7 @@ package final class Partition: @unchecked Sendable {
         case .failure(let error):
             loop.logger.error(
                 "partition is offline", metadata: ["partition": "\(name)", "cause": "\(error)"])
-            phase = .failed(error.errorCode, error.description, since: .now())
+            phase = .failed(error.errorCode, error.description, since: loop.eventLoop.now)
         }
         for operation in queue { operation(self) }
     }
@@ -185,13 +186,13 @@ package final class Partition: @unchecked Sendable {
 
     /// Tries again to open a partition that failed to open some time ago.
     package func reopenIfDue() {
-        guard case .failed(_, _, let since) = phase, .now() - since > Self.reopenInterval else { return }
+        guard case .failed(_, _, let since) = phase, loop.eventLoop.now - since > Self.reopenInterval else { return }
         phase = .opening([])
         open()
     }
 
     /// The log, or why there is none.
-    package var openLog: Result<PartitionLog<PosixDisk>, PartitionUnavailable> {
+    package var openLog: Result<PartitionLog<AnyDisk>, PartitionUnavailable> {
         switch phase {
         case .open(let log): .success(log)
         case .failed(let code, let cause, _): .failure(PartitionUnavailable(code: code, cause: cause))
@@ -224,7 +225,7 @@ package final class Partition: @unchecked Sendable {
         if case .opening = phase { true } else { false }
     }
 
-    private func closeLog(_ log: PartitionLog<PosixDisk>, clean: Bool) {
+    private func closeLog(_ log: PartitionLog<AnyDisk>, clean: Bool) {
         do throws(StorageError) {
             try log.close(clean: clean)
         } catch {
@@ -267,7 +268,7 @@ package final class Partition: @unchecked Sendable {
     func letGoIfUnused(since deadline: NIODeadline) {
         if wasUsed {
             wasUsed = false
-            lastUse = .now()
+            lastUse = loop.eventLoop.now
         }
         guard case .open(let log) = phase, lastUse <= deadline, !isFlushing, !isDirty, !maintenanceRunning,
             waiting.isEmpty, fetchWaiters.isEmpty
@@ -383,7 +384,7 @@ package final class Partition: @unchecked Sendable {
     package func appendMarker(_ marker: MarkerAppend, whenCommitted: @escaping (ProduceResult) -> Void) {
         wasUsed = true
         let outcome = stage { (log, epoch) throws(AppendError) in
-            try log.stageMarker(marker, leaderEpoch: epoch, now: WallClock.now())
+            try log.stageMarker(marker, leaderEpoch: epoch, now: loop.wallTime)
         }
         switch outcome {
         case .success(let outcome):
@@ -400,13 +401,13 @@ package final class Partition: @unchecked Sendable {
         var batch = batch
         return stage { (log, epoch) throws(AppendError) in
             try log.stage(
-                &batch, header: header, leaderEpoch: epoch, now: WallClock.now(), checksSequence: checksSequence)
+                &batch, header: header, leaderEpoch: epoch, now: loop.wallTime, checksSequence: checksSequence)
         }
     }
 
     @inline(__always)
     private func stage(
-        _ body: (PartitionLog<PosixDisk>, LeaderEpoch) throws(AppendError) -> AppendOutcome
+        _ body: (PartitionLog<AnyDisk>, LeaderEpoch) throws(AppendError) -> AppendOutcome
     ) -> Result<AppendOutcome, PartitionUnavailable> {
         guard case .open(let log) = phase else {
             if case .failure(let unavailable) = openLog { return .failure(unavailable) }
@@ -524,7 +525,7 @@ package final class Partition: @unchecked Sendable {
     /// Answers appends whose producers have waited for their time-out: the records are in the log and may
     /// still commit.
     func expireAppends(now: NIODeadline) {
-        for (id, append) in waiting {
+        for (id, append) in waiting.sorted(by: { $0.key.rawValue < $1.key.rawValue }) {
             guard let request = append.request, request.deadline <= now else { continue }
             waiting[id] = nil
             loop.appendStoppedWaiting()
@@ -544,7 +545,7 @@ package final class Partition: @unchecked Sendable {
         for append in unwritten { deliver(append.request, append.index, result, append.whenCommitted) }
         let pending = waiting
         waiting = [:]
-        for append in pending.values {
+        for (_, append) in pending.sorted(by: { $0.key.rawValue < $1.key.rawValue }) {
             loop.appendStoppedWaiting()
             deliver(append.request, append.index, result, append.whenCommitted)
         }
@@ -564,7 +565,7 @@ package final class Partition: @unchecked Sendable {
         runFlush(work)
     }
 
-    private func runFlush(_ work: FlushWork<PosixDisk>) {
+    private func runFlush(_ work: FlushWork<AnyDisk>) {
         isFlushing = true
         flushWanted = false
         let loop = self.loop
@@ -589,7 +590,7 @@ package final class Partition: @unchecked Sendable {
             loop.logger.critical(
                 "flush failed; the log directory is offline until the disk is replaced and the broker restarted",
                 metadata: ["partition": "\(name)", "cause": "\(failure)"])
-            phase = .failed(.kafkaStorageError, "flush failed: \(failure)", since: .now())
+            phase = .failed(.kafkaStorageError, "flush failed: \(failure)", since: loop.eventLoop.now)
             failEverything(.kafkaStorageError, "flush failed: \(failure)")
             closePromise?.succeed()
             closePromise = nil
@@ -654,7 +655,7 @@ package struct PartitionUnavailable: Error {
 /// Carries a log between the pool that opened it and the loop that owns it from then on.
 // SAFETY: exactly one side holds it at a time; the hand-over is a message.
 struct LogTransfer: @unchecked Sendable {
-    let log: PartitionLog<PosixDisk>
+    let log: PartitionLog<AnyDisk>
 
-    init(_ log: PartitionLog<PosixDisk>) { self.log = log }
+    init(_ log: PartitionLog<AnyDisk>) { self.log = log }
 }

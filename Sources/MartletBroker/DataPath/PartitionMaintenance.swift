@@ -10,7 +10,7 @@ extension Partition {
     package func deleteRecords(
         before offset: Int64, done: @escaping (Result<Offset, PartitionUnavailable>) -> Void
     ) {
-        let log: PartitionLog<PosixDisk>
+        let log: PartitionLog<AnyDisk>
         switch openLog {
         case .success(let open): log = open
         case .failure(let unavailable):
@@ -22,7 +22,7 @@ extension Partition {
             done(.failure(PartitionUnavailable(code: .offsetOutOfRange, cause: "beyond the high watermark")))
             return
         }
-        let work: LogStartWork<PosixDisk>?
+        let work: LogStartWork<AnyDisk>?
         do throws(ReadError) {
             work = try log.deleteRecords(before: target, highWatermark: highWatermark)
         } catch {
@@ -43,13 +43,13 @@ extension Partition {
 
     /// A new log start counts once it is durable: checkpoint on the work pool, then adopt it here.
     private func raiseLogStart(
-        _ work: LogStartWork<PosixDisk>, done: @escaping (Result<Void, any Error>) -> Void
+        _ work: LogStartWork<AnyDisk>, done: @escaping (Result<Void, any Error>) -> Void
     ) {
         let name = self.name
         loop.services.workPool.runIfActive(eventLoop: loop.eventLoop) { try work.run() }
             .flatMapThrowing {
                 guard case .success(let log) = self.openLog else { return }
-                try log.adoptLogStart(now: WallClock.now())
+                try log.adoptLogStart(now: self.loop.wallTime)
             }
             .assumeIsolated().whenComplete { result in
                 if case .failure(let error) = result {
@@ -83,7 +83,7 @@ extension Partition {
 
     /// Unlinking a large file blocks, so it happens on the work pool.
     private func removeDeletedFiles() {
-        guard case .success(let log) = openLog, let removal = log.purgeDeleted(now: WallClock.now()) else { return }
+        guard case .success(let log) = openLog, let removal = log.purgeDeleted(now: loop.wallTime) else { return }
         let (logger, name) = (loop.logger, self.name)
         loop.services.workPool.submit { _ in
             do {
@@ -97,7 +97,7 @@ extension Partition {
     /// Starts a compaction on the work pool if the log is dirty enough; the result is installed on the loop.
     package func compactIfDue(now: Timestamp) {
         guard !maintenanceRunning, case .success(let log) = openLog else { return }
-        let plan: CompactionPlan<PosixDisk>?
+        let plan: CompactionPlan<AnyDisk>?
         do throws(StorageError) {
             try log.tick(now: now)
             plan = try log.planCompaction(now: now, ceiling: highWatermark)
@@ -114,12 +114,12 @@ extension Partition {
         }
     }
 
-    private func compactionFinished(_ outcome: Result<CompactionResult<PosixDisk>, StorageError>) {
+    private func compactionFinished(_ outcome: Result<CompactionResult<AnyDisk>, StorageError>) {
         maintenanceRunning = false
         guard case .success(let log) = openLog else { return }
         do throws(StorageError) {
             let result = try outcome.get()
-            try log.installCompaction(result, now: WallClock.now())
+            try log.installCompaction(result, now: loop.wallTime)
             loop.logger.info(
                 "compacted",
                 metadata: ["partition": "\(name)", "before": "\(result.bytesBefore)", "after": "\(result.bytesAfter)"])
@@ -139,11 +139,11 @@ extension BrokerLoop {
     /// Retention for every partition of this loop that has files. One that nobody uses is opened for it and
     /// let go again, one after the other.
     package func sweepRetention() {
-        let now = WallClock.now()
+        let now = wallTime
         for partition in openPartitions {
             partition.whenOpen { partition in
                 partition.applyRetention(now: now)
-                partition.letGoIfUnused(since: .now() - Self.unusedLimit)
+                partition.letGoIfUnused(since: self.eventLoop.now - Self.unusedLimit)
             }
         }
         let onDisk = Set(services.directory.partitions)
@@ -161,7 +161,7 @@ extension BrokerLoop {
     }
 
     package func sweepCompaction() {
-        let now = WallClock.now()
+        let now = wallTime
         for partition in openPartitions where partition.topic.configuration.cleanupPolicy.contains(.compact) {
             partition.whenOpen { $0.compactIfDue(now: now) }
         }
@@ -174,8 +174,8 @@ extension BrokerLoop {
             return
         }
         partition.whenOpen { partition in
-            partition.applyRetention(now: WallClock.now())
-            partition.letGoIfUnused(since: .now())
+            partition.applyRetention(now: self.wallTime)
+            partition.letGoIfUnused(since: self.eventLoop.now)
             self.eventLoop.execute { self.sweepUnopened(keys.dropFirst()) }
         }
     }

@@ -110,7 +110,7 @@ extension Partition {
         }
     }
 
-    private func needsAdmission(_ header: RecordBatchHeader, _ log: PartitionLog<PosixDisk>) -> Bool {
+    private func needsAdmission(_ header: RecordBatchHeader, _ log: PartitionLog<AnyDisk>) -> Bool {
         guard let entry = log.producers.entries[header.producerID] else { return true }
         // A zombie is refused by the log at once.
         if header.producerEpoch < entry.epoch { return false }

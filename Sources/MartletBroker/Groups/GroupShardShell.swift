@@ -82,7 +82,7 @@ final class GroupShardShell: @unchecked Sendable {
             }
             queue.append((id, request))
             phase = .loading(queue)
-        case .failed(let until) where NIODeadline.now() < until:
+        case .failed(let until) where loop.eventLoop.now < until:
             answer(id, GroupCoordinatorShard.refusal(request, .coordinatorNotAvailable))
         case .idle, .failed:
             guard inFlightAppendCount == 0 else {
@@ -142,7 +142,7 @@ final class GroupShardShell: @unchecked Sendable {
 
     // MARK: Events
 
-    private var moment: Moment { Moment(instant: MonotonicClock.now(), timestamp: WallClock.now()) }
+    private var moment: Moment { Moment(instant: loop.monotonicTime, timestamp: loop.wallTime) }
 
     private func handle(_ event: GroupCoordinatorShard.Event) {
         var effects: [CoordinatorEffect] = []
@@ -237,7 +237,7 @@ final class GroupShardShell: @unchecked Sendable {
         let done = outcome(of: token)
         let batch: ByteBuffer
         do {
-            batch = try Self.batch(records, producer: producer, now: WallClock.now())
+            batch = try Self.batch(records, producer: producer, now: loop.wallTime)
         } catch {
             // The core's limits keep a batch far below what the format takes: nothing of it was written.
             loop.eventLoop.assumeIsolated().execute {
@@ -320,7 +320,7 @@ final class GroupShardShell: @unchecked Sendable {
     }
 
     /// Runs `body` with the open log, unless this core is given up before or the log cannot be opened.
-    private func whenOpen(_ body: @escaping (PartitionLog<PosixDisk>) -> Void) {
+    private func whenOpen(_ body: @escaping (PartitionLog<AnyDisk>) -> Void) {
         guard let partition = loop.partition(key) else { return loadFailed("the partition is not here") }
         let incarnation = self.incarnation
         partition.whenOpen { partition in
@@ -332,9 +332,9 @@ final class GroupShardShell: @unchecked Sendable {
         }
     }
 
-    private func load(_ log: PartitionLog<PosixDisk>, from next: Offset, end: Offset) {
+    private func load(_ log: PartitionLog<AnyDisk>, from next: Offset, end: Offset) {
         guard next < end else { return loaded() }
-        let region: LogRegion<PosixDisk>
+        let region: LogRegion<AnyDisk>
         do {
             region = try log.locate(from: next, upTo: end, maxBytes: Self.loadByteCount, minOneBatch: true)
         } catch {
@@ -350,7 +350,7 @@ final class GroupShardShell: @unchecked Sendable {
                 guard incarnation == self.incarnation else { return }
                 switch result {
                 case .success(let entries):
-                    let now = WallClock.now()
+                    let now = self.loop.wallTime
                     for entry in entries { self.replay(entry, now: now) }
                     // The log may have been closed, opened again or compacted meanwhile.
                     self.whenOpen { log in self.load(log, from: region.nextOffset, end: end) }
@@ -377,7 +377,7 @@ final class GroupShardShell: @unchecked Sendable {
         }
     }
 
-    private static func entries(in region: LogRegion<PosixDisk>) throws -> [Entry] {
+    private static func entries(in region: LogRegion<AnyDisk>) throws -> [Entry] {
         var rest = ByteBuffer()
         _ = try region.read(into: &rest, nonBlocking: false)
         var records: [Entry] = []
@@ -440,7 +440,7 @@ final class GroupShardShell: @unchecked Sendable {
         var waiting: [(RequestID, GroupRequest)] = []
         if case .loading(let queue) = phase { waiting = queue }
         discard()
-        phase = .failed(until: .now() + Self.retryDelay)
+        phase = .failed(until: loop.eventLoop.now + Self.retryDelay)
         for (id, request) in waiting {
             answer(id, GroupCoordinatorShard.refusal(request, .coordinatorNotAvailable))
         }

@@ -62,14 +62,14 @@ package final class GroupShards {
 
     /// The topics of the present image, or of a moment ago where there are many.
     func catalog() -> TopicCatalog {
-        if let knownTopics, !topicsHaveChanged || NIODeadline.now() < nextCatalog { return knownTopics }
+        if let knownTopics, !topicsHaveChanged || loop.eventLoop.now < nextCatalog { return knownTopics }
         let topics = loop.image.sortedTopics().map {
             TopicCatalog.Topic(id: $0.id, name: $0.name, partitionCount: Int32(clamping: $0.partitions.count))
         }
         let catalog = TopicCatalog(version: loop.image.lastOffset?.rawValue ?? 0, topics: topics)
         knownTopics = catalog
         topicsHaveChanged = false
-        nextCatalog = topics.count > Self.manyTopicsCount ? .now() + Self.catalogInterval : .now()
+        nextCatalog = topics.count > Self.manyTopicsCount ? loop.eventLoop.now + Self.catalogInterval : loop.eventLoop.now
         return catalog
     }
 

@@ -144,7 +144,7 @@ package enum ProduceHandler {
         guard let batch = records, batch.readableBytes > 0 else {
             return .refused(ProduceRefusal(error: .invalidRecord, message: RecordBatchError.empty.description))
         }
-        let limits = route.limits(now: WallClock.now())
+        let limits = route.limits(now: context.loop.wallTime)
         do throws(RecordBatchError) {
             let header = try RecordBatchValidator.checkHeader(batch, limits: limits)
             if header.isTransactional, terms.transaction?.transactionalID.isEmpty != false {

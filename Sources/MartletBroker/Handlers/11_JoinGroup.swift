@@ -8,7 +8,7 @@ internal import NIOCore
 /// members (KIP-345), 7 the protocol type in the answer, 8 a reason (KIP-800), 9 skipping the assignment (KIP-814).
 package enum JoinGroupHandler {
     package static func handle(_ request: JoinGroupRequest, _ context: RequestContext) {
-        var generator = SystemRandomNumberGenerator()
+        var generator = context.services.random
         let traits = JoinTraits(
             requiresKnownMemberID: context.version >= 4, supportsSkippingAssignment: context.version >= 9,
             newMemberID: .random(using: &generator))

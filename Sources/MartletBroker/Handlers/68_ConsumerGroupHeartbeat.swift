@@ -17,7 +17,7 @@ package enum ConsumerGroupHeartbeatHandler {
             context.respond(response)
             return
         }
-        var generator = SystemRandomNumberGenerator()
+        var generator = context.services.random
         let traits = HeartbeatTraits(
             requiresMemberID: context.version >= 1, newMemberID: .random(using: &generator))
         let client = ClientIdentity(

@@ -8,8 +8,8 @@ package import NIOCore
 package enum ControllerHandlers {
     package static func createTopics(_ request: CreateTopicsRequest, _ context: RequestContext) {
         context.respond(
-            when: context.services.controller.submit { core in
-                var generator = SystemRandomNumberGenerator()
+            when: context.services.controller.submit { [random = context.services.random] core in
+                var generator = random
                 return core.decide(request, generator: &generator)
             })
     }
@@ -30,8 +30,8 @@ package enum ControllerHandlers {
 
     package static func createPartitions(_ request: CreatePartitionsRequest, _ context: RequestContext) {
         context.respond(
-            when: context.services.controller.submit { core in
-                var generator = SystemRandomNumberGenerator()
+            when: context.services.controller.submit { [random = context.services.random] core in
+                var generator = random
                 return core.decide(request, generator: &generator)
             })
     }
@@ -62,8 +62,8 @@ extension ControllerShell {
             return topic
         }
         let wanted = request
-        return submit { core in
-            var generator = SystemRandomNumberGenerator()
+        return submit { [random] core in
+            var generator = random
             return core.decide(wanted, origin: .broker, generator: &generator)
         }.map { _ in }
     }

@@ -76,7 +76,7 @@ final class TransactionShardShell: @unchecked Sendable {
             }
             queue.append((id, request))
             phase = .loading(queue)
-        case .failed(let until) where NIODeadline.now() < until:
+        case .failed(let until) where loop.eventLoop.now < until:
             answer(id, TransactionCoordinatorShard.refusal(request, .coordinatorNotAvailable))
         case .idle, .failed:
             guard inFlightAppendCount == 0 else {
@@ -104,7 +104,7 @@ final class TransactionShardShell: @unchecked Sendable {
 
     // MARK: Events
 
-    private var moment: Moment { Moment(instant: MonotonicClock.now(), timestamp: WallClock.now()) }
+    private var moment: Moment { Moment(instant: loop.monotonicTime, timestamp: loop.wallTime) }
 
     private func handle(_ event: TransactionCoordinatorShard.Event) {
         var effects: [TransactionEffect] = []
@@ -188,7 +188,7 @@ final class TransactionShardShell: @unchecked Sendable {
         }
         let batch: ByteBuffer
         do {
-            batch = try Self.batch(records, now: WallClock.now())
+            batch = try Self.batch(records, now: loop.wallTime)
         } catch {
             return failLater(.recordListTooLarge, "\(error)")
         }
@@ -255,7 +255,7 @@ final class TransactionShardShell: @unchecked Sendable {
     }
 
     /// Runs `body` with the open log, unless this core is given up before or the log cannot be opened.
-    private func whenOpen(_ body: @escaping (PartitionLog<PosixDisk>) -> Void) {
+    private func whenOpen(_ body: @escaping (PartitionLog<AnyDisk>) -> Void) {
         guard let partition = loop.partition(key) else { return loadFailed("the partition is not here") }
         let incarnation = self.incarnation
         partition.whenOpen { partition in
@@ -267,9 +267,9 @@ final class TransactionShardShell: @unchecked Sendable {
         }
     }
 
-    private func load(_ log: PartitionLog<PosixDisk>, from next: Offset, end: Offset) {
+    private func load(_ log: PartitionLog<AnyDisk>, from next: Offset, end: Offset) {
         guard next < end else { return loaded() }
-        let region: LogRegion<PosixDisk>
+        let region: LogRegion<AnyDisk>
         do {
             region = try log.locate(from: next, upTo: end, maxBytes: Self.loadByteCount, minOneBatch: true)
         } catch {
@@ -295,7 +295,7 @@ final class TransactionShardShell: @unchecked Sendable {
         }
     }
 
-    private static func records(in region: LogRegion<PosixDisk>) throws -> [TransactionRecord] {
+    private static func records(in region: LogRegion<AnyDisk>) throws -> [TransactionRecord] {
         var rest = ByteBuffer()
         _ = try region.read(into: &rest, nonBlocking: false)
         var records: [TransactionRecord] = []
@@ -338,7 +338,7 @@ final class TransactionShardShell: @unchecked Sendable {
         var waiting: [(RequestID, TransactionRequest)] = []
         if case .loading(let queue) = phase { waiting = queue }
         discard()
-        phase = .failed(until: .now() + Self.retryDelay)
+        phase = .failed(until: loop.eventLoop.now + Self.retryDelay)
         for (id, request) in waiting {
             answer(id, TransactionCoordinatorShard.refusal(request, .coordinatorNotAvailable))
         }
