@@ -140,6 +140,7 @@ let package = Package(
             name: "MartletSimulatorKit",
             dependencies: ["MartletLogModel", "MartletRecordBatch", "MartletStorage", nioCore],
             path: "Tools/simulator/Kit", exclude: ["README.md"], swiftSettings: relaxed),
+        .target(name: "MartletChecker", path: "Tools/simulator/Checker", swiftSettings: house),
         .executableTarget(
             name: "example-produce", dependencies: ["MartletClient"],
             path: "Tools/examples/Produce", swiftSettings: relaxed),
@@ -219,6 +220,8 @@ let package = Package(
             name: "InteropTests",
             dependencies: ["MartletLogModel", "MartletClient", "MartletTestSupport", "martletd", "martlet", nioCore],
             exclude: ["clients", "FINDINGS.md"], swiftSettings: relaxed),
+        .testTarget(
+            name: "SimulationTests", dependencies: ["MartletChecker"], swiftSettings: relaxed),
         .testTarget(
             name: "TidyTests", dependencies: ["MartletTestSupport", "ProtogenCore"], swiftSettings: relaxed),
     ]

@@ -71,6 +71,8 @@ enum Rules {
             "simulator/Kit": system.union([
                 "MartletLogModel", "MartletRecordBatch", "MartletStorage", "NIOCore",
             ]),
+            // Foundation reads the lines of recorded histories.
+            "simulator/Checker": ["Foundation"],
             // The system for `exit` alone: an error thrown from the top loses what was printed into a pipe.
             "examples/Produce": system.union(["MartletClient", "MartletLogModel"]),
             "examples/Consume": system.union(["MartletClient", "MartletLogModel"]),
