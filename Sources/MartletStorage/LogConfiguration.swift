@@ -37,6 +37,10 @@ package struct LogConfiguration: Equatable, Sendable {
     package var preallocationStepBytes = 16 << 20
     /// Reserve ahead only once a segment has this many bytes, so that small partitions cost nothing.
     package var preallocationThresholdBytes = 4 << 20
+    /// Most zeros written ahead of the end of a segment whose appends are flushed one by one; 0 turns it off.
+    package var roomBytes = 256 << 10
+    /// So many appends in a row, each flushed before the next, make room worth its writing.
+    package var roomThreshold = 8
     /// Internal topics may use the reserve when the disk is full: commits and metadata go on.
     package var mayUseReserve = false
 

@@ -335,10 +335,14 @@ extension PartitionLog {
             segment.firstAppend = segment.size > 0 ? try firstTimestamp(of: segment, now: now) : nil
             if reached < fileSize {
                 changed = true
-                if try judge(segmentIndex: index, position: reached, end: end, flushedEnd: flushedEnd) {
-                    return checked
+                let mayBeRoom = nextBase.map { $0 == end } ?? (end >= flushedEnd)
+                let isRoom = try mayBeRoom && giveBackRoom(of: segment, to: fileSize)
+                if !isRoom {
+                    if try judge(segmentIndex: index, position: reached, end: end, flushedEnd: flushedEnd) {
+                        return checked
+                    }
+                    break
                 }
-                break
             }
             // Compaction leaves gaps; a sealed segment reaches to the next one all the same.
             if let nextBase, nextBase <= checkpoint.compactedEnd, end < nextBase { segment.endOffset = nextBase }
@@ -453,6 +457,7 @@ extension PartitionLog {
         segment.size = position
         segment.endOffset = end
         segment.allocatedEnd = 0
+        segment.roomEnd = 0
         segment.isSealed = false
         try disk.syncDirectory(folder)
     }

@@ -308,7 +308,7 @@ package final class PartitionLog<D: Disk> {
             undoStaged()
             throw error
         }
-        do {
+        do throws(DiskError) {
             var target = segments.last
             var position = sizeBefore
             var start = 0
@@ -317,6 +317,8 @@ package final class PartitionLog<D: Disk> {
                 if let first = starts.first, first.index == start {
                     starts.removeFirst()
                     try prepareFolder()
+                    // The room behind its end must go with the flush that makes it a closed segment.
+                    if let target { _ = try target.file() }
                     let segment = try Segment(
                         creatingIn: folder, disk: disk, baseOffset: Offset(staged[start].baseOffset),
                         now: staged[start].now)
@@ -329,9 +331,16 @@ package final class PartitionLog<D: Disk> {
                 var byteCount = 0
                 for index in start..<end { byteCount += staged[index].byteCount }
                 let file = try segment.file()
-                reserve(segment, file, end: position + byteCount)
-                try file.file.write(
-                    end - start == stagedBytes.count ? stagedBytes : Array(stagedBytes[start..<end]), at: position)
+                let bytes = end - start == stagedBytes.count ? stagedBytes : Array(stagedBytes[start..<end])
+                let isAlone = staged.count == 1 && flushedEndOffset == writtenEndOffset
+                if !isAlone { segment.loneAppendCount = 0 }
+                var isWritten = false
+                if isAlone { isWritten = try writeIntoRoom(bytes[0], at: position, of: segment, file) }
+                if !isWritten {
+                    try giveUpRoom(of: segment, file, at: position)
+                    reserve(segment, file, end: position + byteCount)
+                    try file.file.write(bytes, at: position)
+                }
                 position += byteCount
                 start = end
             }
@@ -397,6 +406,7 @@ package final class PartitionLog<D: Disk> {
             if let active = segments.last, let file = active.openFile {
                 try file.file.truncate(to: sizeBefore)
                 active.allocatedEnd = sizeBefore
+                active.roomEnd = sizeBefore
             }
         } catch {
             // The file may end in bytes that nobody acknowledged; without the cut the next write would
@@ -473,7 +483,7 @@ package final class PartitionLog<D: Disk> {
     }
 
     private func giveBackReservedBlocks(of segment: Segment<D>) {
-        guard segment.allocatedEnd > segment.size else { return }
+        guard max(segment.allocatedEnd, segment.roomEnd) > segment.size else { return }
         do throws(DiskError) {
             dirty.markFile(try segment.file(), sealedSize: segment.size)
         } catch {
@@ -546,6 +556,7 @@ package final class PartitionLog<D: Disk> {
         guard let active = segments.last, active.size > 0 else { return }
         let segment: Segment<D>
         do {
+            _ = try active.file()
             segment = try Segment(creatingIn: folder, disk: disk, baseOffset: logEndOffset, now: now)
         } catch {
             throw directory.record(error)

@@ -21,6 +21,11 @@ final class Segment<D: Disk> {
     var maximum: TimeIndexEntry?
     /// End of the blocks reserved so far.
     var allocatedEnd = 0
+    /// End of the zeros written behind the last batch; see ``PartitionLog/writeIntoRoom(_:at:of:_:)``. Not above
+    /// ``size`` when there are none.
+    var roomEnd = 0
+    /// Appends in a row of which each was flushed before the next came.
+    var loneAppendCount = 0
     var indexes = SegmentIndexes()
     /// Entry counts have been read from the index files.
     var indexesAreLoaded: Bool

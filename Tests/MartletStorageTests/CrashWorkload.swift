@@ -40,6 +40,7 @@ struct CrashWorkload {
         configuration.minimumCleanableRatio = 0
         configuration.preallocationStepBytes = 512
         configuration.preallocationThresholdBytes = 600
+        configuration.roomThreshold = seed.isMultiple(of: 2) ? 0 : 8
         return configuration
     }
 

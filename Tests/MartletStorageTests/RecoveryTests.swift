@@ -10,7 +10,10 @@ import Testing
     private func disk(segmentBytes: Int = 1 << 20, checkpointAfter: Int = 0) throws -> SimulatedDisk {
         let disk = SimulatedDisk()
         let directory = try Fixture.directory(disk)
-        let log = try Fixture.log(directory, .small(segmentBytes: segmentBytes))
+        var configuration = LogConfiguration.small(segmentBytes: segmentBytes)
+        // So that the file ends where the log does.
+        configuration.roomBytes = 0
+        let log = try Fixture.log(directory, configuration)
         for index in 0..<10 {
             try Fixture.append(log, Fixture.batch(bytes: 100, seed: UInt64(index)))
             if index + 1 == checkpointAfter { try directory.writeCheckpoints() }
@@ -29,7 +32,9 @@ import Testing
             let log = try Fixture.log(Fixture.directory(image), .small())
             #expect(log.damage == nil)
             #expect(log.logEndOffset == Offset(Int64(size / batchBytes)))
-            #expect(log.recovery.truncatedBytes == size % batchBytes)
+            // The first bytes of a batch may be zeros, which say nothing.
+            let torn = whole[size / batchBytes * batchBytes..<size].allSatisfy { $0 == 0 } ? 0 : size % batchBytes
+            #expect(log.recovery.truncatedBytes == torn)
             #expect(image.content(Fixture.logPath(0))?.count == size / batchBytes * batchBytes)
         }
     }
@@ -41,7 +46,9 @@ import Testing
             image.setContent(Fixture.logPath(0), whole + [UInt8](repeating: filler, count: 5000))
             let log = try Fixture.log(Fixture.directory(image), .small())
             #expect(log.logEndOffset == Offset(10))
-            #expect(log.recovery.truncatedBytes == 5000)
+            // Zeros alone are room, see RoomTests.
+            #expect(log.recovery.truncatedBytes == (filler == 0 ? 0 : 5000))
+            #expect(image.content(Fixture.logPath(0))?.count == whole.count)
             #expect(log.damage == nil)
         }
     }
@@ -239,21 +246,6 @@ import Testing
             next = result.nextOffset
         }
         #expect(bytes == 10 * batchBytes)
-    }
-
-    @Test func `a segment file can be read by its path, damage included`() throws {
-        let image = try disk()
-        image.flip(Fixture.logPath(0), byte: 4 * batchBytes + 16, bit: 3)
-        image.flip(Fixture.logPath(0), byte: 7 * batchBytes + 90, bit: 3)
-        var reader = try SegmentReader(path: Fixture.logPath(0), disk: image)
-        var seen: [String] = []
-        while let item = try reader.next() {
-            switch item {
-            case .batch(_, let header, _, let matches): seen.append("\(header.baseOffset)\(matches ? "" : "!")")
-            case .invalid(_, let byteCount, _): seen.append("invalid \(byteCount)")
-            }
-        }
-        #expect(seen == ["0", "1", "2", "3", "invalid \(batchBytes)", "5", "6", "7!", "8", "9"])
     }
 
     @Test func `leader epochs learnt from the batches survive the next start`() throws {
