@@ -12,7 +12,7 @@ extension PartitionLog {
     /// ``coldLocate(from:upTo:maxBytes:minOneBatch:)``.
     ///
     /// - Parameter bound: exclusive; high watermark or last stable offset for consumers.
-    @_specialize(where D == PosixDisk)
+    @_specialize(where D == AnyDisk)
     package func locate(
         from: Offset, upTo bound: Offset, maxBytes: Int, minOneBatch: Bool, nonBlocking: Bool = false
     ) throws(ReadError) -> LogRegion<D> {
@@ -328,7 +328,7 @@ extension SegmentView {
 extension LogRegion {
     /// Appends the region's bytes to `buffer`; usable from any thread. Nothing is appended unless
     /// everything is there.
-    @_specialize(where D == PosixDisk)
+    @_specialize(where D == AnyDisk)
     package func read(into buffer: inout ByteBuffer, nonBlocking: Bool) throws(ReadError) -> ReadOutcome {
         guard let file else { return .read }
         let start = buffer.writerIndex

@@ -175,7 +175,7 @@ package final class PartitionLog<D: Disk> {
     ///   - header: the batch's own header, as received.
     ///   - now: wall clock.
     ///   - checksSequence: false for what the broker itself writes for a producer.
-    @_specialize(where D == PosixDisk)
+    @_specialize(where D == AnyDisk)
     package func stage(
         _ batch: inout ByteBuffer, header: RecordBatchHeader, leaderEpoch: LeaderEpoch, now: Timestamp,
         checksSequence: Bool = true
@@ -296,7 +296,7 @@ package final class PartitionLog<D: Disk> {
 
     /// Writes everything staged: one gathered write per segment. On a failure all of it is undone (log
     /// end, producers, epochs, file sizes) and may be staged again by its producers.
-    @_specialize(where D == PosixDisk)
+    @_specialize(where D == AnyDisk)
     package func writeStaged() throws(StorageError) {
         if staged.isEmpty { return }
         let segmentCountBefore = segments.count
@@ -614,7 +614,7 @@ package final class PartitionLog<D: Disk> {
 
     /// What must be flushed now, or nil when nothing is dirty or a flush is under way: after
     /// ``flushCompleted(_:)`` ask again.
-    @_specialize(where D == PosixDisk)
+    @_specialize(where D == AnyDisk)
     package func takeFlush() -> FlushWork<D>? {
         guard !flushIsUnderWay, !dirty.isClean else { return nil }
         flushIsUnderWay = true
@@ -623,7 +623,7 @@ package final class PartitionLog<D: Disk> {
 
     /// Takes the result of ``FlushWork/run()``. A failed flush is final for the whole log directory:
     /// afterwards nobody knows what the disk holds.
-    @_specialize(where D == PosixDisk)
+    @_specialize(where D == AnyDisk)
     package func flushCompleted(_ result: FlushResult) {
         precondition(flushIsUnderWay, "flushCompleted without takeFlush")
         flushIsUnderWay = false
