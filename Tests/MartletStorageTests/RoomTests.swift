@@ -160,6 +160,21 @@ import Testing
         try check(again, has: count + 1)
     }
 
+    @Test func `a segment that a cut makes active again is not cut to the size it was closed with`() throws {
+        let disk = SimulatedDisk()
+        var configuration = LogConfiguration()
+        configuration.segmentMilliseconds = 1000
+        let (log, _, count) = try logWithRoom(disk, configuration)
+        let later = Timestamp(milliseconds: Fixture.now.rawValue + 2000)
+        try Fixture.append(log, Fixture.batch(), now: later, flush: false)
+        try log.truncate(to: Offset(Int64(count - 2)))
+        #expect(log.segmentCount == 1)
+        for _ in 0..<5 { try Fixture.append(log, Fixture.batch(), flush: false) }
+        try Fixture.flush(log)
+        try check(log, has: count + 3)
+        try check(Fixture.log(Fixture.directory(disk.crashed(seed: 0)), configuration), has: count + 3)
+    }
+
     @Test func `a clean stop leaves no room`() throws {
         let disk = SimulatedDisk()
         let (log, directory, count) = try logWithRoom(disk)
