@@ -286,7 +286,12 @@ extension PartitionLog {
         // A log start is taken from what is flushed, so a log that ends before it has lost something. What ends
         // before it is on its way out, perhaps with holes.
         let flushedEnd = max(recoveryPoint, logStartOffset)
-        let firstIndex = segments.lastIndex { $0.baseOffset <= flushedEnd } ?? 0
+        // One that ends exactly at the recovery point may still have room behind its end: the flush that was to cut it
+        // off is the one that makes its successor durable.
+        let firstIndex =
+            segments.lastIndex {
+                $0.baseOffset < flushedEnd || $0.baseOffset == flushedEnd && logStartOffset >= recoveryPoint
+            } ?? 0
         var changed = false
         var end = segments[firstIndex].baseOffset
         for index in firstIndex..<segments.count {

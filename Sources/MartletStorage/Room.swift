@@ -12,8 +12,8 @@ import NIOCore
 /// unflushed batches may reach the disk in any order where the size does not wait for them, and a hole with a valid
 /// batch behind it looks like damage to recovery (``TailVerdict``). One batch has none behind it.
 ///
-/// Invariant: a closed segment has no room by the time the recovery point passes its end. Its room is cut off by
-/// the flush that makes it durable (``FlushWork/Step/sealedFile(_:size:)``), and recovery cuts the active one's.
+/// Invariant: a closed segment has no room by the time the recovery point is *past* its end. Its room is cut off by
+/// the flush that makes its successor durable (``FlushWork/Step/sealedFile(_:size:)``). Recovery cuts the others'.
 extension PartitionLog {
     /// Writes a batch, before which everything is flushed, into the room behind the segment's end; makes the room when
     /// so many came alone that it pays. False when the batch is still to be written in the ordinary way.

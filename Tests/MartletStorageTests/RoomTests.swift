@@ -145,19 +145,23 @@ import Testing
     }
 
     @Test func `a crash between the roll and the cut of the room leaves a whole log`() throws {
-        let disk = SimulatedDisk()
-        var configuration = LogConfiguration()
-        configuration.segmentMilliseconds = 1000
-        let (log, _, count) = try logWithRoom(disk, configuration)
-        let later = Timestamp(milliseconds: Fixture.now.rawValue + 2000)
-        try Fixture.append(log, Fixture.batch(), now: later, flush: false)
-        #expect(fileSize(disk) > count * Self.batchBytes)
-        let image = disk.crashed(seed: 1)
-        let again = try Fixture.log(Fixture.directory(image), configuration)
-        #expect(again.damage == nil)
-        #expect(!again.recovery.isNoteworthy)
-        #expect(fileSize(image) == count * Self.batchBytes)
-        try check(again, has: count + 1)
+        for hasCheckpoint in [false, true] {
+            let disk = SimulatedDisk()
+            var configuration = LogConfiguration()
+            configuration.segmentMilliseconds = 1000
+            let (log, directory, count) = try logWithRoom(disk, configuration)
+            // The recovery point is then exactly where the next segment will begin.
+            if hasCheckpoint { try directory.writeCheckpoints() }
+            let later = Timestamp(milliseconds: Fixture.now.rawValue + 2000)
+            try Fixture.append(log, Fixture.batch(), now: later, flush: false)
+            #expect(fileSize(disk) > count * Self.batchBytes)
+            let image = disk.crashed(seed: 1)
+            let again = try Fixture.log(Fixture.directory(image), configuration)
+            #expect(again.damage == nil)
+            #expect(!again.recovery.isNoteworthy)
+            #expect(fileSize(image) == count * Self.batchBytes)
+            try check(again, has: count + 1)
+        }
     }
 
     @Test func `a segment that a cut makes active again is not cut to the size it was closed with`() throws {

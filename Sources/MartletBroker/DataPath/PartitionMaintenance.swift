@@ -108,13 +108,16 @@ extension Partition {
         guard let plan else { return }
         maintenanceRunning = true
         let loop = self.loop
+        let start = loop.eventLoop.now
         loop.services.workPool.submit { _ in
             let outcome = Result { () throws(StorageError) in try plan.run() }
-            loop.post { _ in self.compactionFinished(outcome) }
+            loop.post { loop in self.compactionFinished(outcome, after: loop.eventLoop.now - start) }
         }
     }
 
-    private func compactionFinished(_ outcome: Result<CompactionResult<AnyDisk>, StorageError>) {
+    private func compactionFinished(
+        _ outcome: Result<CompactionResult<AnyDisk>, StorageError>, after duration: TimeAmount
+    ) {
         maintenanceRunning = false
         guard case .success(let log) = openLog else { return }
         do throws(StorageError) {
@@ -122,7 +125,10 @@ extension Partition {
             try log.installCompaction(result, now: loop.wallTime)
             loop.logger.info(
                 "compacted",
-                metadata: ["partition": "\(name)", "before": "\(result.bytesBefore)", "after": "\(result.bytesAfter)"])
+                metadata: [
+                    "partition": "\(name)", "before": "\(result.bytesBefore)", "after": "\(result.bytesAfter)",
+                    "milliseconds": "\(duration.nanoseconds / 1_000_000)",
+                ])
         } catch {
             log.abandonCompaction()
             loop.logger.error("compaction failed", metadata: ["partition": "\(name)", "cause": "\(error)"])
