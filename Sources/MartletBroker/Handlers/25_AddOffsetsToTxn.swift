@@ -1,3 +1,4 @@
+internal import Logging
 internal import MartletController
 internal import MartletCoordinators
 package import MartletKafkaProtocol
@@ -14,6 +15,24 @@ package enum AddOffsetsToTxnHandler {
             return response
         }
         guard !request.groupID.isEmpty else { return context.respond(respond(.invalidGroupID)) }
+        guard context.image.topicID(named: TopicName.consumerOffsets) == nil else {
+            return add(request, context, respond)
+        }
+        // A producer may name a group whose coordinator nobody has asked for yet.
+        let loop = context.loop
+        let created = context.services.controller.autoCreateTopics([TopicName.consumerOffsets])
+        created.hop(to: loop.eventLoop).assumeIsolated().whenComplete { result in
+            if case .failure(let error) = result {
+                loop.logger.error("\(TopicName.consumerOffsets) cannot be created", metadata: ["cause": "\(error)"])
+            }
+            add(request, context, respond)
+        }
+    }
+
+    private static func add(
+        _ request: AddOffsetsToTxnRequest, _ context: RequestContext,
+        _ respond: @escaping @Sendable (ErrorCode) -> AddOffsetsToTxnResponse
+    ) {
         guard let partition = context.image.offsetsPartition(of: request.groupID) else {
             return context.respond(respond(.coordinatorNotAvailable))
         }
