@@ -147,6 +147,9 @@ let package = Package(
         .executableTarget(
             name: "example-consume", dependencies: ["MartletClient"],
             path: "Tools/examples/Consume", swiftSettings: relaxed),
+        .executableTarget(
+            name: "example-copy", dependencies: ["MartletClient"],
+            path: "Tools/examples/Copy", swiftSettings: relaxed),
 
         // Tests.
         .target(
@@ -202,7 +205,7 @@ let package = Package(
             name: "MartletClientTests",
             dependencies: [
                 "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletClient", "MartletBroker",
-                "MartletTestSupport", nioCore, nioPosix, logging,
+                "MartletTestSupport", nioCore, nioPosix, logging, deque,
             ],
             swiftSettings: relaxed),
         .testTarget(
@@ -214,6 +217,7 @@ let package = Package(
             dependencies: [
                 "MartletLogModel", "MartletClient", "MartletMarketData", "MartletTestSupport", "CMartletPlatform",
                 nioCore, argumentParser, "martletd", "martlet", "example-produce", "example-consume",
+                "example-copy",
             ],
             swiftSettings: relaxed),
         .testTarget(

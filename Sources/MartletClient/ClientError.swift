@@ -38,6 +38,12 @@ public struct ClientError: Error, Sendable, CustomStringConvertible {
         public static let deliveryTimedOut = Code(rawValue: "deliveryTimedOut")
         /// A newer producer with the same identity, or a newer member with the same instance id, has taken over.
         public static let fenced = Code(rawValue: "fenced")
+        /// A part of the transaction failed and all of it was rolled back; with ``ClientError/isRetriable`` it may be
+        /// run again as it was.
+        public static let transactionAborted = Code(rawValue: "transactionAborted")
+        /// The commit of a transaction was not confirmed in time: it may have taken place or not. Running it again
+        /// is safe only where its input is read again from what was committed.
+        public static let transactionUndecided = Code(rawValue: "transactionUndecided")
         /// The position asked for is no longer, or not yet, in the log and no reset policy is set.
         public static let offsetOutOfRange = Code(rawValue: "offsetOutOfRange")
         /// The group has moved on: partitions were handed to other members before the commit arrived.

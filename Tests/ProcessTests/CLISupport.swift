@@ -69,8 +69,8 @@ struct CLI {
     }
 
     /// All records of a topic, whatever bytes are in them.
-    func records(of topic: String) throws -> [Record] {
-        let result = try run("consume", topic, "--format", "%p %o %S %k\\n%s\\n")
+    func records(of topic: String, _ options: String...) throws -> [Record] {
+        let result = try run(["consume", topic, "--format", "%p %o %S %k\\n%s\\n"] + options)
         #expect(result.status == 0, "\(result.errorOutput)")
         var records: [Record] = []
         var rest = result.output[...]

@@ -76,6 +76,7 @@ enum Rules {
             // The system for `exit` alone: an error thrown from the top loses what was printed into a pipe.
             "examples/Produce": system.union(["MartletClient", "MartletLogModel"]),
             "examples/Consume": system.union(["MartletClient", "MartletLogModel"]),
+            "examples/Copy": system.union(["MartletClient", "MartletLogModel"]),
             "bench": system.union(cli).union([
                 "MartletRecordBatch", "MartletKafkaProtocol", "MartletStorage", "MartletTransport",
                 "MartletBroker",

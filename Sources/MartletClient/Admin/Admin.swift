@@ -54,7 +54,7 @@ public final class Admin: Sendable {
         try await engine.retrying("\(what) of group '\(group)'") {
             let engine = engine
             let coordinator: BrokerID = try await engine.loop.reply { reply in
-                engine.findCoordinator(group: group) { reply.resolve(with: $0) }
+                engine.findCoordinator(.group(group)) { reply.resolve(with: $0) }
             }
             return try await body(coordinator)
         }

@@ -14,6 +14,15 @@ public enum IsolationLevel: Sendable, Hashable {
     case readCommitted
 }
 
+/// How a consumer is a member of its group.
+public enum GroupProtocol: Sendable, Hashable, CaseIterable {
+    /// Members join in rounds and one of them shares out the partitions (Kafka's original protocol). Any broker.
+    case classic
+    /// The coordinator shares out the partitions and moves them one by one; nobody else stops (KIP-848). Brokers of
+    /// Kafka 4.0, and Martlet.
+    case consumer
+}
+
 /// How the group leader shares partitions among members. All members of a group need one in common.
 public enum AssignmentStrategy: Sendable, Hashable, CaseIterable {
     /// Contiguous ranges per topic; members with the same topics get the same partition numbers.
@@ -51,7 +60,12 @@ public struct ConsumerConfiguration: Sendable {
     public var groupID: String?
     /// Static membership: a restart with the same id within the session timeout causes no rebalance (KIP-345).
     public var groupInstanceID: String?
-    /// Strategies offered to the group, the preferred one first. Do not mix the cooperative with eager ones.
+    /// Protocol of the group. A group may hold members of both while it goes over.
+    public var groupProtocol: GroupProtocol = .classic
+    /// With ``GroupProtocol/consumer``: which of the coordinator's assignors shares out the partitions, such as `uniform`
+    /// or `range`; `nil` leaves it to the coordinator.
+    public var serverAssignor: String?
+    /// With ``GroupProtocol/classic``: strategies offered to the group, the preferred one first. Do not mix the cooperative with eager ones.
     public var assignmentStrategies: [AssignmentStrategy] = [.range]
     /// Where to start without a usable position.
     public var offsetReset: OffsetReset = .latest
@@ -62,9 +76,10 @@ public struct ConsumerConfiguration: Sendable {
     public var isAutoCommitEnabled = true
     /// Pause between two automatic commits.
     public var autoCommitInterval: Duration = .seconds(5)
-    /// Silence after which the coordinator takes a member for dead.
+    /// With ``GroupProtocol/classic``: silence after which the coordinator takes a member for dead. In the other protocol
+    /// the coordinator decides.
     public var sessionTimeout: Duration = .seconds(45)
-    /// Pause between heartbeats; a third of ``sessionTimeout`` or less.
+    /// With ``GroupProtocol/classic``: pause between heartbeats; a third of ``sessionTimeout`` or less.
     public var heartbeatInterval: Duration = .seconds(3)
     /// Longest time between two polls before the member leaves the group, and longest time it may take to
     /// rejoin in a rebalance.
@@ -111,6 +126,10 @@ public struct ConsumerConfiguration: Sendable {
             !isCooperative || assignmentStrategies.count == 1, "assignmentStrategies",
             assignmentStrategies.map(\.name).joined(separator: ","),
             "cooperative-sticky alone, or eager ones only")
+        try require(serverAssignor != "", "serverAssignor", "empty", "a name, or nil")
+        try require(
+            serverAssignor == nil || groupProtocol == .consumer, "serverAssignor", serverAssignor ?? "",
+            "nil with groupProtocol .classic; assignmentStrategies says how members share")
         try require(autoCommitInterval > .zero, "autoCommitInterval", autoCommitInterval, "more than zero")
         try require(
             heartbeatInterval > .zero && heartbeatInterval < sessionTimeout, "heartbeatInterval",

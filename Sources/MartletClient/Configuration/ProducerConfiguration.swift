@@ -59,6 +59,12 @@ public struct ProducerConfiguration: Sendable {
     public var acknowledgement: Acknowledgement = .all
     /// Whether the broker discards duplicates made by retries and keeps the order per partition (KIP-98).
     public var isIdempotent = true
+    /// Name under which transactions outlive this producer (KIP-98): a producer that starts with the same id ends
+    /// what the one before left open, and shuts that one out. `nil`: no transactions.
+    public var transactionalID: String?
+    /// Longest time for one transaction, after which the coordinator aborts it and shuts this producer out. Brokers
+    /// allow up to `transaction.max.timeout.ms`, 15 minutes by default.
+    public var transactionTimeout: Duration = .seconds(60)
     /// How long a batch that is not full waits for more records while another one is on its way to the same
     /// partition. A batch for an idle partition with somebody awaiting it is sent at once.
     public var linger: Duration = .milliseconds(5)
@@ -99,6 +105,10 @@ public struct ProducerConfiguration: Sendable {
         try require(
             inFlightLimit >= 1 && (!isIdempotent || inFlightLimit <= 5), "inFlightLimit", inFlightLimit,
             "1 to 5 (more only with isIdempotent = false)")
+        try require(transactionalID != "", "transactionalID", "empty", "a name, or nil")
+        try require(
+            transactionalID == nil || isIdempotent, "isIdempotent", isIdempotent, "true with a transactionalID")
+        try require(transactionTimeout > .zero, "transactionTimeout", transactionTimeout, "more than zero")
         try require(linger >= .zero, "linger", linger, "zero or more")
         try require(deliveryTimeout > .zero, "deliveryTimeout", deliveryTimeout, "more than zero")
         try require(batchBytes >= 1, "batchBytes", batchBytes, "1 or more")

@@ -28,7 +28,7 @@ public final class Consumer: Sendable {
     private let engine: ClientEngine
     private let buffer: FetchBuffer
     private let fetcher: Fetcher
-    private let membership: GroupMembership?
+    private let membership: (any GroupMembership)?
     private let state = Mutex(State())
 
     /// - Throws: ``ClientError`` with code `invalidConfiguration`. Connecting happens on first use.
@@ -37,8 +37,13 @@ public final class Consumer: Sendable {
         let engine = ClientEngine(configuration: configuration.client, role: "consumer")
         let buffer = FetchBuffer(byteLimit: configuration.bufferBytes)
         let fetcher = Fetcher(engine: engine, buffer: buffer, configuration: configuration)
-        let membership = configuration.groupID.map {
-            GroupMembership(engine: engine, buffer: buffer, configuration: configuration, group: $0)
+        let membership = configuration.groupID.map { group -> any GroupMembership in
+            switch configuration.groupProtocol {
+            case .classic:
+                ClassicGroupMembership(engine: engine, buffer: buffer, configuration: configuration, group: group)
+            case .consumer:
+                ConsumerGroupMembership(engine: engine, buffer: buffer, configuration: configuration, group: group)
+            }
         }
         self.configuration = configuration
         self.engine = engine
@@ -111,7 +116,6 @@ public final class Consumer: Sendable {
     /// Joins the group and reads the share of these topics that the group gives to this member.
     public func subscribe(to topics: [String]) async throws {
         _ = try group("subscribe")
-        guard let membership else { return }
         if topics.isEmpty {
             try await unsubscribe()
             return
@@ -119,6 +123,30 @@ public final class Consumer: Sendable {
         for topic in topics {
             if let problem = TopicName.problem(topic) { throw ClientError(.invalidArgument, problem) }
         }
+        try subscribe(GroupSubscription(topics: Set(topics)))
+    }
+
+    /// Joins the group and reads the share that the group gives to this member of all topics whose whole name matches
+    /// a regular expression, those that are created later included.
+    ///
+    /// The coordinator matches, in RE2 syntax; the consumer protocol alone can do so
+    /// (``ConsumerConfiguration/groupProtocol``).
+    /// - Throws: ``ClientError``: `invalidState` with the classic protocol. A pattern that the coordinator refuses is
+    ///   reported by the next `poll`.
+    public func subscribe(matching pattern: String) async throws {
+        _ = try group("subscribe")
+        guard configuration.groupProtocol == .consumer else {
+            throw ClientError(
+                .invalidState,
+                "topic patterns are matched by the coordinator of a group of the consumer protocol; set groupProtocol "
+                    + "to .consumer, or subscribe to topics by name")
+        }
+        guard !pattern.isEmpty else { throw ClientError(.invalidArgument, "the topic pattern is empty") }
+        try subscribe(GroupSubscription(pattern: pattern))
+    }
+
+    private func subscribe(_ subscription: GroupSubscription) throws {
+        guard let membership else { return }
         if try currentMode() == .assigned {
             let present = buffer.assignment
             buffer.remove(present)
@@ -126,7 +154,7 @@ public final class Consumer: Sendable {
             engine.loop.execute { fetcher.removeAll() }
         }
         try setMode(.subscribed)
-        engine.loop.execute { membership.subscribe(Set(topics)) }
+        engine.loop.execute { membership.subscribe(subscription) }
     }
 
     /// Gives up all partitions, and the membership of the group if there is one.
@@ -282,12 +310,15 @@ public final class Consumer: Sendable {
 
     private func perform(_ step: RebalanceStep) async {
         switch step {
-        case .revoke(let partitions, let isLost):
+        case .revoke(let named, let isLost):
+            // A loss is of everything, also of what was handed over while it came about.
+            let partitions = isLost ? buffer.assignment.union(named).sorted() : named
             await giveUp(partitions, isLost: isLost)
             if let membership { engine.loop.execute { membership.revoked(partitions) } }
         case .assigned(let partitions):
             start(Dictionary(partitions.map { ($0, StartPosition.committed) }, uniquingKeysWith: { $1 }))
             await configuration.onRebalance?(.assigned(partitions))
+            if let membership { engine.loop.execute { membership.assigned(partitions) } }
         }
     }
 
@@ -345,7 +376,50 @@ public final class Consumer: Sendable {
     /// End of a partition as of its latest fetch (last stable offset with `readCommitted`); `nil` before the first.
     public func endOffset(of partition: TopicPartition) -> Offset? { buffer.endOffset(of: partition) }
 
+    /// Goes back to the committed positions of all partitions read now, or by the reset policy where there is none.
+    /// For work that is to be done again, such as a transaction that was rolled back.
+    public func rewind() throws {
+        _ = try group("rewind")
+        start(Dictionary(buffer.assignment.map { ($0, StartPosition.committed) }, uniquingKeysWith: { $1 }))
+    }
+
+    /// Goes back to the committed positions of those partitions that are still read here; where nothing has been
+    /// committed, to these offsets.
+    func rewind(to offsets: [TopicPartition: Offset]) {
+        let present = buffer.assignment
+        start(offsets.filter { present.contains($0.key) }.mapValues { StartPosition.committedElse($0) })
+    }
+
     // MARK: Committing
+
+    /// Positions of all partitions that have one.
+    var positions: [TopicPartition: CommittedOffset] { buffer.positions() }
+
+    /// Membership under which positions are committed in a transaction, see
+    /// ``ProducerTransaction/commitOffsets(_:as:)``. To be asked for right after the poll whose records count.
+    ///
+    /// - Throws: ``ClientError``: `rebalanced` while this consumer has no place in its group; poll again.
+    public func groupMetadata() async throws -> ConsumerGroupMetadata {
+        let group = try group("groupMetadata")
+        guard try currentMode() == .subscribed, let membership else { return ConsumerGroupMetadata(groupID: group) }
+        let identity = try await engine.loop.reply { $0.succeed(membership.commitIdentity) }
+        guard identity.generation >= 0, !identity.memberID.isEmpty else {
+            throw ClientError(
+                .rebalanced, "this consumer has no place in group '\(group)' at present; poll again", isRetriable: true)
+        }
+        return ConsumerGroupMetadata(group, identity)
+    }
+
+    /// Positions that a transaction commits must not be committed beside it.
+    func checkTransactional() throws(ClientError) {
+        _ = try group("withTransaction(consuming:)")
+        guard !configuration.isAutoCommitEnabled else {
+            throw ClientError(
+                .invalidState,
+                "the consumer commits by itself, so that its positions could run ahead of the transaction; set "
+                    + "isAutoCommitEnabled to false")
+        }
+    }
 
     /// Commits the position of every partition read now and waits for the coordinator.
     public func commit() async throws { try await commit(buffer.positions()) }
@@ -386,7 +460,12 @@ public final class Consumer: Sendable {
                 let engine = engine
                 engine.loop.execute { engine.forgetCoordinator(of: group) }
                 throw ClientError.broker(code, subject)
-            case .rebalanceInProgress, .illegalGeneration, .unknownMemberID:
+            case .staleMemberEpoch:
+                // The next heartbeat brings the epoch of the day (KIP-848).
+                throw ClientError(
+                    .rebalanced, "\(subject): the member's epoch has risen meanwhile (\(code.name))", isRetriable: true,
+                    brokerCode: code)
+            case .rebalanceInProgress, .illegalGeneration, .unknownMemberID, .fencedMemberEpoch:
                 throw ClientError(
                     .rebalanced,
                     "\(subject): the group has moved on (\(code.name)); poll again, and expect records since the last "

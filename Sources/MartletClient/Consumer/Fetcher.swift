@@ -9,6 +9,15 @@ enum StartPosition: Hashable, Sendable {
     case position(OffsetSpec)
     /// What the group has committed, else by the reset policy.
     case committed
+    /// What the group has committed, else this.
+    case committedElse(Offset)
+
+    var isCommitted: Bool {
+        switch self {
+        case .position: false
+        case .committed, .committedElse: true
+        }
+    }
 }
 
 /// The fetching half of a consumer: finds out where to start, long-polls the leaders, verifies and decompresses
@@ -121,7 +130,7 @@ final class Fetcher: @unchecked Sendable {
                 wake(at: partition.notBefore)
                 continue
             }
-            if partition.offset == nil, partition.start == .committed {
+            if partition.offset == nil, partition.start.isCommitted {
                 if !partition.isAsking { committed.append(topicPartition) }
                 continue
             }
@@ -257,6 +266,8 @@ final class Fetcher: @unchecked Sendable {
                 switch result {
                 case .success(let offsets):
                     if let offset = offsets[name]?.offset {
+                        found(offset, partition)
+                    } else if case .committedElse(let offset) = partition.start {
                         found(offset, partition)
                     } else {
                         reset(partition, because: "group '\(group)' has no committed position in \(name)")

@@ -20,6 +20,34 @@ enum ConnectionPurpose: Hashable, Sendable {
     case group
 }
 
+/// What a coordinator is responsible for.
+enum CoordinatorKey: Hashable, Sendable, CustomStringConvertible {
+    case group(String)
+    /// A transactional id (KIP-98).
+    case transactionalID(String)
+
+    var name: String {
+        switch self {
+        case .group(let name), .transactionalID(let name): name
+        }
+    }
+
+    /// Key type of FindCoordinator.
+    var wireType: Int8 {
+        switch self {
+        case .group: 0
+        case .transactionalID: 1
+        }
+    }
+
+    var description: String {
+        switch self {
+        case .group(let name): "group '\(name)'"
+        case .transactionalID(let name): "transactional id '\(name)'"
+        }
+    }
+}
+
 /// An answer with the version it came in and who gave it.
 struct Answer<Response: Sendable>: Sendable {
     var response: Response
@@ -74,8 +102,9 @@ final class ClientEngine: @unchecked Sendable {
     var onMetadata: (() -> Void)?
 
     private var slots: [SlotKey: Slot] = [:]
-    /// At most one entry per group used through this client, which is one for a consumer.
-    private var coordinators: [String: BrokerID] = [:]
+    /// At most one entry per group or transactional id used through this client: one for a consumer, few for a
+    /// producer.
+    private var coordinators: [CoordinatorKey: BrokerID] = [:]
     private(set) var isClosed = false
     private var metadataInFlight = false
     private var metadataWanted = false
@@ -491,34 +520,44 @@ final class ClientEngine: @unchecked Sendable {
 
     /// The coordinator of a group as far as known, else a look-up.
     func coordinator(of group: String, completion: @escaping (Result<BrokerID, ClientError>) -> Void) {
-        if let known = coordinators[group], metadata.brokers[known] != nil {
+        coordinator(of: .group(group), completion: completion)
+    }
+
+    func coordinator(of key: CoordinatorKey, completion: @escaping (Result<BrokerID, ClientError>) -> Void) {
+        if let known = coordinators[key], metadata.brokers[known] != nil {
             completion(.success(known))
             return
         }
-        findCoordinator(group: group) { result in
-            if case .success(let id) = result { self.coordinators[group] = id }
+        findCoordinator(key) { result in
+            if case .success(let id) = result { self.coordinators[key] = id }
             completion(result)
         }
     }
 
-    /// The coordinator known did not answer or said that it is none.
-    func forgetCoordinator(of group: String) { coordinators[group] = nil }
+    /// The coordinator as far as known, without a look-up.
+    func knownCoordinator(of key: CoordinatorKey) -> BrokerID? { coordinators[key] }
 
-    /// Finds the coordinator of a group. One attempt; retriable failures are the caller's to repeat.
+    /// The coordinator known did not answer or said that it is none.
+    func forgetCoordinator(of group: String) { forgetCoordinator(of: .group(group)) }
+
+    func forgetCoordinator(of key: CoordinatorKey) { coordinators[key] = nil }
+
+    /// Finds a coordinator. One attempt; retriable failures are the caller's to repeat.
     func findCoordinator(
-        group: String, completion: @escaping (Result<BrokerID, ClientError>) -> Void
+        _ key: CoordinatorKey, completion: @escaping (Result<BrokerID, ClientError>) -> Void
     ) {
         request(FindCoordinatorRequest.self, to: .any) { version in
             var request = FindCoordinatorRequest()
-            if version >= 4 { request.coordinatorKeys = [group] } else { request.key = group }
+            if version >= 4 { request.coordinatorKeys = [key.name] } else { request.key = key.name }
+            request.keyType = key.wireType
             return request
         } completion: { result in
-            completion(result.flatMap { self.coordinator(of: group, $0) })
+            completion(result.flatMap { self.coordinator(of: key, $0) })
         }
     }
 
     private func coordinator(
-        of group: String, _ answer: Answer<FindCoordinatorResponse>
+        of key: CoordinatorKey, _ answer: Answer<FindCoordinatorResponse>
     ) -> Result<BrokerID, ClientError> {
         let response = answer.response
         var found = (
@@ -527,25 +566,23 @@ final class ClientEngine: @unchecked Sendable {
             port: response.port
         )
         if answer.version >= 4 {
-            guard let entry = response.coordinators.first(where: { $0.key == group }) else {
+            guard let entry = response.coordinators.first(where: { $0.key == key.name }) else {
                 return .failure(
                     ClientError(
-                        .protocolViolation, "broker \(answer.address) named no coordinator of \(group)"))
+                        .protocolViolation, "broker \(answer.address) named no coordinator of \(key)"))
             }
             found = (entry.errorCode, entry.errorMessage, entry.nodeID, entry.host, entry.port)
         }
         guard found.code == 0 else {
             return .failure(
-                .broker(
-                    ErrorCode(rawValue: found.code), "coordinator of group '\(group)'", detail: found.message)
-            )
+                .broker(ErrorCode(rawValue: found.code), "coordinator of \(key)", detail: found.message))
         }
         metadata.add(nodeID: found.id, host: found.host, port: found.port, rack: nil)
         let id = BrokerID(found.id)
         guard metadata.brokers[id] != nil else {
             return .failure(
                 ClientError(
-                    .protocolViolation, "broker \(answer.address) named an impossible coordinator of \(group)"
+                    .protocolViolation, "broker \(answer.address) named an impossible coordinator of \(key)"
                 ))
         }
         return .success(id)

@@ -36,23 +36,28 @@ final class Reply<Value: Sendable>: Sendable {
     /// Waits for the resolution; cancelling the waiting task resolves with `CancellationError`.
     func value() async throws -> Value {
         try await withTaskCancellationHandler {
-            try await withCheckedThrowingContinuation { continuation in
-                let result: Result<Value, any Error>? = state.withLock { state in
-                    switch state {
-                    case .empty:
-                        state = .waiting(continuation)
-                        return nil
-                    case .early(let result):
-                        state = .done
-                        return result
-                    case .waiting, .done:
-                        return .failure(CancellationError())
-                    }
-                }
-                if let result { continuation.resume(with: result) }
-            }
+            try await uncancellableValue()
         } onCancel: {
             fail(CancellationError())
+        }
+    }
+
+    /// Waits for the resolution, also in a task that has been cancelled. For what must not be left half done.
+    func uncancellableValue() async throws -> Value {
+        try await withCheckedThrowingContinuation { continuation in
+            let result: Result<Value, any Error>? = state.withLock { state in
+                switch state {
+                case .empty:
+                    state = .waiting(continuation)
+                    return nil
+                case .early(let result):
+                    state = .done
+                    return result
+                case .waiting, .done:
+                    return .failure(CancellationError())
+                }
+            }
+            if let result { continuation.resume(with: result) }
         }
     }
 }

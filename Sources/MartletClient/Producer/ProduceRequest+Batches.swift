@@ -10,7 +10,7 @@ extension ProduceRequest {
         _ batches: [PendingBatch], version: Int16, configuration: ProducerConfiguration, metadata: ClusterMetadata
     ) {
         self.init()
-        transactionalID = nil
+        transactionalID = configuration.transactionalID
         switch configuration.acknowledgement {
         case .none: acks = 0
         case .leader: acks = 1

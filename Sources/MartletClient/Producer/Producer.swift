@@ -10,9 +10,9 @@ import NIOCore
 ///
 /// The producer works on threads of its own: nothing needs to be run or polled. Call ``close()`` at the end.
 public final class Producer: Sendable {
-    private let configuration: ProducerConfiguration
-    private let accumulator: ProducerAccumulator
-    private let sender: ProducerSender
+    let configuration: ProducerConfiguration
+    let accumulator: ProducerAccumulator
+    let sender: ProducerSender
 
     /// - Throws: ``ClientError`` with code `invalidConfiguration`. Connecting happens on first use.
     public init(_ configuration: ProducerConfiguration) throws(ClientError) {
@@ -38,9 +38,11 @@ public final class Producer: Sendable {
     /// Cancelling the waiting task does not take the record back: it may still be delivered.
     /// - Throws: ``ClientError``, `CancellationError`.
     @discardableResult
-    public func send(_ record: ProducerRecord) async throws -> RecordMetadata {
+    public func send(_ record: ProducerRecord) async throws -> RecordMetadata { try await send(record, in: nil) }
+
+    func send(_ record: ProducerRecord, in transaction: Int?) async throws -> RecordMetadata {
         let sink = DeliverySink()
-        try await hand(over: record, sink)
+        try await hand(over: record, sink, transaction)
         sink.seal()
         let results = try await sink.reply.value()
         return results[0]
@@ -51,8 +53,14 @@ public final class Producer: Sendable {
     /// On failure the error of the first record that failed is thrown; others may have been delivered.
     @discardableResult
     public func send(contentsOf records: some Sequence<ProducerRecord>) async throws -> [RecordMetadata] {
+        try await send(contentsOf: records, in: nil)
+    }
+
+    func send(
+        contentsOf records: some Sequence<ProducerRecord>, in transaction: Int?
+    ) async throws -> [RecordMetadata] {
         let sink = DeliverySink()
-        for record in records { try await hand(over: record, sink) }
+        for record in records { try await hand(over: record, sink, transaction) }
         sink.seal()
         return try await sink.reply.value()
     }
@@ -62,12 +70,12 @@ public final class Producer: Sendable {
     /// - Throws: ``ClientError`` if the record itself cannot be sent (too large, topic unknown, producer closed).
     ///   Failures of delivery come from ``flush()``.
     public func enqueue(_ record: ProducerRecord) async throws {
-        if try !tryEnqueue(record) { try await hand(over: record, nil) }
+        if try !tryEnqueue(record) { try await hand(over: record, nil, nil) }
     }
 
     /// Hands records over in order.
     public func enqueue(contentsOf records: some Sequence<ProducerRecord>) async throws {
-        for record in records where try !tryEnqueue(record) { try await hand(over: record, nil) }
+        for record in records where try !tryEnqueue(record) { try await hand(over: record, nil, nil) }
     }
 
     /// Hands one record over if that needs no waiting.
@@ -75,7 +83,11 @@ public final class Producer: Sendable {
     /// - Returns: `false` if the buffer is full or the topic's partitions are not known yet; the record was not
     ///   taken.
     public func tryEnqueue(_ record: ProducerRecord) throws(ClientError) -> Bool {
-        let offer = try accumulator.offer(record, now: wallClockMilliseconds(), sink: nil, slot: 0)
+        try tryEnqueue(record, in: nil)
+    }
+
+    func tryEnqueue(_ record: ProducerRecord, in transaction: Int?) throws(ClientError) -> Bool {
+        let offer = try accumulator.offer(record, in: transaction, now: wallClockMilliseconds(), sink: nil, slot: 0)
         switch offer {
         case .taken(let wake):
             if wake { wakeSender() }
@@ -106,11 +118,12 @@ public final class Producer: Sendable {
     /// Counters since the start.
     public var statistics: ProducerStatistics { accumulator.statistics }
 
-    /// Flushes, then closes all connections. Further calls throw `closed`.
+    /// Flushes, then closes all connections. Further calls throw `closed`. A transaction that is open is aborted.
     ///
     /// - Throws: As ``flush()``; the producer is closed all the same.
     public func close() async throws {
         let outcome: Result<Void, any Error>
+        await abandonTransaction()
         do {
             try await flush()
             outcome = .success(())
@@ -131,12 +144,13 @@ public final class Producer: Sendable {
 
     // MARK: Handing over
 
-    private func hand(over record: ProducerRecord, _ sink: DeliverySink?) async throws {
+    func hand(over record: ProducerRecord, _ sink: DeliverySink?, _ transaction: Int?) async throws {
         while true {
             let slot = sink?.addSlot() ?? 0
             let offer: ProducerAccumulator.Offer
             do {
-                offer = try accumulator.offer(record, now: wallClockMilliseconds(), sink: sink, slot: slot)
+                offer = try accumulator.offer(
+                    record, in: transaction, now: wallClockMilliseconds(), sink: sink, slot: slot)
             } catch {
                 sink?.removeLastSlot()
                 throw error
@@ -184,7 +198,7 @@ public final class Producer: Sendable {
         }
     }
 
-    private func wakeSender() {
+    func wakeSender() {
         let sender = sender
         sender.engine.loop.execute { sender.pump() }
     }

@@ -33,6 +33,10 @@ final class ProducerAccumulator: Sendable {
         var spareBuilders: [RecordBatchBuilder] = []
         var roomWaiters = Deque<Reply<Void>>()
         var isClosed = false
+        /// Number of the transaction that takes records; `nil` outside one.
+        var transaction: Int?
+        /// Why a transaction takes no more records.
+        var transactionLoss: ClientError?
         var wakePending = false
         // Flush accounting: batches not finished, by the number of flushes before they were made.
         var flushEpoch = 0
@@ -66,8 +70,9 @@ final class ProducerAccumulator: Sendable {
     /// Appends a record to a batch.
     ///
     /// - Throws: `closed`, `recordTooLarge`, `invalidArgument`; the record was not taken.
+    /// - Parameter transaction: Number of the transaction that the record belongs to; `nil` outside one.
     func offer(
-        _ record: ProducerRecord, now: Int64, sink: DeliverySink?, slot: Int
+        _ record: ProducerRecord, in transaction: Int? = nil, now: Int64, sink: DeliverySink?, slot: Int
     ) throws(ClientError) -> Offer {
         let headers = record.headers.map { MartletRecordBatch.RecordHeader(key: $0.name, value: $0.value) }
         let size = RecordBatchBuilder.byteCountBound(key: record.key, value: record.value, headers: headers)
@@ -85,10 +90,45 @@ final class ProducerAccumulator: Sendable {
         }
         let timestamp = record.timestamp?.rawValue ?? now
         let outcome = state.withLock { state -> Result<Offer, ClientError> in
-            append(
+            if let refusal = refusal(transaction, state) { return .failure(refusal) }
+            return append(
                 record, headers, partition: partition, timestamp: timestamp, size: size, sink, slot, &state)
         }
         return try outcome.get()
+    }
+
+    /// Records of a transactional producer belong to the transaction that is open, all others to none.
+    private func refusal(_ transaction: Int?, _ state: borrowing State) -> ClientError? {
+        guard configuration.transactionalID != nil, !state.isClosed else { return nil }
+        if transaction != nil, transaction == state.transaction { return nil }
+        if transaction != nil { return state.transactionLoss ?? TransactionState.notOpen }
+        return ClientError(
+            .invalidState,
+            "a producer with a transactionalID sends within transactions; call send on the transaction that "
+                + "withTransaction hands to its closure")
+    }
+
+    /// Records with this number are taken from now on.
+    func openTransaction(_ number: Int) {
+        state.withLock { state in
+            state.transaction = number
+            state.transactionLoss = nil
+            // Failures of an earlier transaction were told by its end.
+            state.failure = nil
+            state.failureCount = 0
+        }
+    }
+
+    /// No more records of the transaction are taken; callers that wait for room learn that.
+    func closeTransaction(because loss: ClientError? = nil) {
+        let waiters = state.withLock { state in
+            state.transaction = nil
+            if state.transactionLoss == nil { state.transactionLoss = loss }
+            let waiters = state.roomWaiters
+            state.roomWaiters.removeAll()
+            return waiters
+        }
+        for waiter in waiters { waiter.succeed(()) }
     }
 
     private func append(

@@ -48,6 +48,10 @@ final class ProducerSender: @unchecked Sendable {
     private var wakeTimer: Scheduled<Void>?
     private var wakeAt = NIODeadline.distantFuture
     private var expiryTimer: Scheduled<Void>?
+    /// `nil` without a transactional id.
+    let transactions: ProducerTransactions?
+    /// Batches sent and not answered yet.
+    private(set) var inFlightBatchCount = 0
     private var isPumping = false
 
     init(engine: ClientEngine, accumulator: ProducerAccumulator, configuration: ProducerConfiguration) {
@@ -55,6 +59,9 @@ final class ProducerSender: @unchecked Sendable {
         self.accumulator = accumulator
         self.configuration = configuration
         self.lookup = TopicLookup(engine: engine, accumulator: accumulator, configuration: configuration.client)
+        self.transactions = configuration.transactionalID.map {
+            ProducerTransactions(engine: engine, configuration: configuration, transactionalID: $0)
+        }
     }
 
     private var loop: any EventLoop { engine.loop }
@@ -63,6 +70,7 @@ final class ProducerSender: @unchecked Sendable {
     func start() {
         engine.mayCreateTopics = configuration.mayCreateTopics
         engine.onMetadata = { [weak self] in self?.metadataChanged() }
+        transactions?.attach(self)
     }
 
     // MARK: Topics
@@ -93,7 +101,7 @@ final class ProducerSender: @unchecked Sendable {
         guard !active.isEmpty else { return }
         scheduleExpiry()
         if configuration.isIdempotent, identity.isNone {
-            askIdentity()
+            if transactions == nil { askIdentity() }
             return
         }
         let now = NIODeadline.now()
@@ -205,6 +213,7 @@ final class ProducerSender: @unchecked Sendable {
 
     private func next(_ queue: PartitionQueue, now: NIODeadline) -> PendingBatch? {
         guard queue.notBefore <= now else { return nil }
+        if let transactions, !transactions.maySend(to: queue.topicPartition) { return nil }
         if queue.needsNewEpoch {
             guard queue.inFlight.isEmpty else { return nil }
             startNewEpoch(queue)
@@ -251,7 +260,10 @@ final class ProducerSender: @unchecked Sendable {
         let topicIDs = Set(sending.map(\.queue.topicPartition.topic)).allSatisfy {
             engine.metadata.topics[$0]?.id != nil
         }
-        let limit = topicIDs ? Int16.max : ProduceRequest.lastNameVersion
+        var limit = topicIDs ? Int16.max : ProduceRequest.lastNameVersion
+        if transactions?.state.rules == .first {
+            limit = min(limit, ProducerTransactions.firstRulesProduceLimit)
+        }
         guard let version = connection.version(of: ProduceRequest.self, limit: limit) else {
             let error = ClientError.connection(
                 .unsupportedAPI(
@@ -267,6 +279,14 @@ final class ProducerSender: @unchecked Sendable {
             for batch in sending { finish(batch, .failure(error)) }
             return
         }
+        if transactions?.state.rules == .second, version <= ProducerTransactions.firstRulesProduceLimit {
+            let error = ClientError(
+                .unsupportedByBroker,
+                "broker \(address(leader)) is older than the cluster's transaction.version (KIP-890)")
+            for batch in sending { finish(batch, .failure(error)) }
+            return
+        }
+        transactions?.dispatched()
         let request = ProduceRequest(
             sending, version: version, configuration: configuration, metadata: engine.metadata)
         var byteCount = 0
@@ -283,6 +303,7 @@ final class ProducerSender: @unchecked Sendable {
         }
         let timeout = TimeAmount(configuration.client.requestTimeout)
         broker.inFlightCount += 1
+        inFlightBatchCount += sending.count
         if configuration.acknowledgement == .none {
             connection.sendUnanswered(request, version: version, timeout: timeout) { result in
                 broker.inFlightCount -= 1
@@ -293,6 +314,7 @@ final class ProducerSender: @unchecked Sendable {
                     case .failure(let error): self.retry(batch, .connection(error, peer: self.address(leader)))
                     }
                 }
+                self.transactions?.settle()
                 self.loop.assumeIsolated().execute { self.pump() }
             }
             return
@@ -308,11 +330,15 @@ final class ProducerSender: @unchecked Sendable {
                 for batch in sending { self.retry(batch, error) }
                 self.engine.refreshMetadata()
             }
+            self.transactions?.settle()
             self.loop.assumeIsolated().execute { self.pump() }
         }
     }
 
-    private func landed(_ batch: PendingBatch) { batch.queue.inFlight.removeAll { $0 === batch } }
+    private func landed(_ batch: PendingBatch) {
+        batch.queue.inFlight.removeAll { $0 === batch }
+        inFlightBatchCount -= 1
+    }
 
     private func address(_ broker: BrokerID) -> BrokerAddress {
         engine.metadata.brokers[broker]?.address ?? configuration.client.bootstrap[0]
@@ -321,7 +347,9 @@ final class ProducerSender: @unchecked Sendable {
     /// Numbers a batch and finishes its bytes.
     private func prepare(_ batch: PendingBatch) throws(ClientError) {
         let queue = batch.queue
-        if configuration.isIdempotent, queue.identity.id != identity.id { adoptIdentity(queue) }
+        let isForeign =
+            transactions == nil ? queue.identity.id != identity.id : queue.identity != identity
+        if configuration.isIdempotent, isForeign { adoptIdentity(queue) }
         if batch.encoded == nil {
             batch.recordCount = Int(batch.builder.recordCount)
             var options = RecordBatchBuilder.Options()
@@ -336,6 +364,7 @@ final class ProducerSender: @unchecked Sendable {
                 options.codec = .zstd
                 options.level = level
             }
+            options.isTransactional = transactions != nil
             if configuration.isIdempotent {
                 number(batch)
                 options.producerID = batch.identity.id
@@ -429,6 +458,15 @@ final class ProducerSender: @unchecked Sendable {
             let isFirst =
                 queue.retries.allSatisfy { $0.order > batch.order }
                 && queue.inFlight.allSatisfy { $0.order > batch.order }
+            if transactions != nil {
+                // The epoch of a transactional producer is the coordinator's to raise.
+                if isFirst || code == .invalidProducerEpoch {
+                    finish(batch, .failure(error))
+                } else {
+                    retry(batch, error)
+                }
+                return
+            }
             if isFirst { queue.needsNewEpoch = true }
             retry(batch, error)
         case _ where code.isRetriable:
@@ -466,6 +504,10 @@ final class ProducerSender: @unchecked Sendable {
         queue.lastError = error
         queue.isReplaying = false
         batch.retryCount += 1
+        if transactions?.isDropping == true {
+            finish(batch, .failure(error))
+            return
+        }
         if engine.isClosed {
             finish(batch, .failure(.closed("producer")))
             return
@@ -510,7 +552,11 @@ final class ProducerSender: @unchecked Sendable {
         case .failure(let error):
             failure = error
             if batch.recordCount == 0 { batch.recordCount = Int(batch.builder.recordCount) }
-            if !batch.identity.isNone { queue.needsNewEpoch = true }
+            if let transactions {
+                transactions.gaveUp(error, isNumbered: !batch.identity.isNone)
+            } else if !batch.identity.isNone {
+                queue.needsNewEpoch = true
+            }
             for waiter in batch.waiters { waiter.sink.complete(waiter.slot, .failure(error)) }
         }
         batch.encoded = nil
@@ -566,6 +612,15 @@ final class ProducerSender: @unchecked Sendable {
                 }
             }
         }
+    }
+
+    /// The coordinator has given this identity; partitions adopt it with their next batch.
+    func take(_ identity: ProducerIdentity) { self.identity = identity }
+
+    /// Gives up all batches that are not on their way, and takes no more of the transaction.
+    func dropAll(_ error: ClientError) {
+        accumulator.closeTransaction(because: error)
+        failAll(error)
     }
 
     private func adoptIdentity(_ queue: PartitionQueue) {
@@ -655,6 +710,7 @@ final class ProducerSender: @unchecked Sendable {
         expiryTimer = nil
         let error = ClientError.closed("producer")
         lookup.close(error)
+        transactions?.close(error)
         engine.close()
         failAll(error)
     }

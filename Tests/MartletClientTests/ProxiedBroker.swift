@@ -1,0 +1,114 @@
+import Logging
+import MartletBroker
+import MartletLogModel
+import MartletTestSupport
+import NIOCore
+
+@testable import MartletClient
+
+/// A broker of this package behind a ``Proxy``, which can be stopped and started again on the same data.
+final class ProxiedBroker {
+    let proxy: Proxy
+    private let folder = TemporaryFolder()
+    private var broker: Broker?
+
+    private init(_ proxy: Proxy) { self.proxy = proxy }
+
+    /// Runs `body` and stops everything after it.
+    static func run(_ body: (ProxiedBroker) async throws -> Void) async throws {
+        let broker = ProxiedBroker(try await Proxy.start())
+        let outcome: Result<Void, any Error>
+        do {
+            try await broker.start()
+            try await body(broker)
+            outcome = .success(())
+        } catch {
+            outcome = .failure(error)
+        }
+        await broker.stop()
+        try await broker.proxy.stop()
+        broker.folder.remove()
+        try outcome.get()
+    }
+
+    var bootstrap: String { proxy.bootstrap }
+
+    func start() async throws {
+        var settings = BrokerSettings(listen: .init(host: "127.0.0.1", port: 0), dataDirectory: folder.path)
+        settings.reserveBytes = 0
+        for (key, value) in [
+            ("auto.create.topics.enable", "false"), ("group.initial.rebalance.delay.ms", "0"),
+            ("group.consumer.heartbeat.interval.ms", "50"),
+            ("advertised.listeners", "PLAINTEXT://127.0.0.1:\(proxy.port)"),
+        ] {
+            try settings.set(key, value, origin: "test")
+        }
+        let broker = try await Broker.start(
+            settings, logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }))
+        self.broker = broker
+        proxy.setUpstream(broker.address.port)
+    }
+
+    func stop() async {
+        proxy.setUpstream(nil)
+        await broker?.shutDown()
+        broker = nil
+    }
+
+    /// Clients' settings with short pauses.
+    private func client() throws -> ClientConfiguration {
+        var client = try ClientConfiguration(bootstrap: bootstrap)
+        client.retryBackoff = .milliseconds(5)
+        client.reconnectBackoff = .milliseconds(5)
+        client.operationTimeout = .seconds(30)
+        return client
+    }
+
+    func topic(_ name: String, _ partitionCount: Int32 = 1) async throws {
+        let admin = try admin()
+        try await admin.createTopic(TopicSpecification(name: name, partitionCount: Int(partitionCount)))
+        await admin.close()
+    }
+
+    func admin() throws -> Admin { try Admin(client()) }
+
+    func producer(
+        _ transactionalID: String? = "copier", _ change: (inout ProducerConfiguration) -> Void = { _ in }
+    ) throws -> Producer {
+        var configuration = ProducerConfiguration(try client())
+        configuration.transactionalID = transactionalID
+        change(&configuration)
+        return try Producer(configuration)
+    }
+
+    func consumer(
+        _ group: String? = nil, _ change: (inout ConsumerConfiguration) -> Void = { _ in }
+    ) throws -> Consumer {
+        var configuration = ConsumerConfiguration(try client(), groupID: group)
+        configuration.offsetReset = .earliest
+        configuration.heartbeatInterval = .milliseconds(50)
+        configuration.isolation = .readCommitted
+        configuration.isAutoCommitEnabled = false
+        change(&configuration)
+        return try Consumer(configuration)
+    }
+
+    /// All values of a topic up to its present end, per partition, as consumers with this isolation see them.
+    func values(
+        of topic: String, _ partitionCount: Int32 = 1, _ isolation: IsolationLevel = .readCommitted
+    ) async throws -> [[String]] {
+        let consumer = try consumer { $0.isolation = isolation }
+        let partitions = (0..<partitionCount).map { TopicPartition(topic, $0) }
+        try await consumer.assign(Dictionary(uniqueKeysWithValues: partitions.map { ($0, .earliest) }))
+        let ends = try await consumer.offsets(
+            Dictionary(uniqueKeysWithValues: partitions.map { ($0, OffsetSpec.latest) }))
+        var values = Dictionary(uniqueKeysWithValues: partitions.map { ($0, [String]()) })
+        while partitions.contains(where: { (consumer.position(of: $0) ?? Offset(0)) < (ends[$0]??.offset ?? Offset(0)) }) {
+            for record in try await consumer.poll(timeout: .milliseconds(20)) {
+                values[record.topicPartition]?.append(record.valueString ?? "")
+            }
+        }
+        try await consumer.close()
+        return partitions.map { values[$0] ?? [] }
+    }
+}
