@@ -75,7 +75,7 @@ package struct ServedAPI: Sendable {
         ServedAPI(DescribeClusterRequest.self, DescribeClusterHandler.handle),
         ServedAPI(DescribeProducersRequest.self, DescribeProducersHandler.handle),
         ServedAPI(DescribeTransactionsRequest.self, DescribeTransactionsHandler.handle),
-        ServedAPI(ListTransactionsRequest.self, advertised: 0...1, ListTransactionsHandler.handle),
+        ServedAPI(ListTransactionsRequest.self, ListTransactionsHandler.handle),
         ServedAPI(ConsumerGroupHeartbeatRequest.self, ConsumerGroupHeartbeatHandler.handle),
         ServedAPI(ConsumerGroupDescribeRequest.self, ConsumerGroupDescribeHandler.handle),
         ServedAPI(ListConfigResourcesRequest.self, ListConfigResourcesHandler.handle),

@@ -14,8 +14,8 @@ PROFILE = {
     40: (1, 2), 41: (1, 3), 42: (0, 2), 43: (0, 2), 44: (0, 1), 45: (0, 1), 46: (0, 0), 47: (0, 0),
     60: (0, 2), 61: (0, 0), 65: (0, 0), 66: (0, 2), 68: (0, 1), 69: (0, 1), 74: (0, 1), 75: (0, 0),
 }
-# Versions that are not served yet. 66: patterns of transactional ids (KIP-1152).
-NARROWER = {66: (0, 1)}
+# Versions that are not served yet.
+NARROWER = {}
 # What this release must serve: produce, consume, administer, groups, transactions.
 REQUIRED = [
     0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 32, 33, 35, 37, 42, 44,
