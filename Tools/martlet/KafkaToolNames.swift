@@ -16,6 +16,13 @@ enum KafkaToolNames {
                 "--reset-offsets": "reset-offsets",
             ]
         ),
+        "kafka-transactions": (
+            ["txn"],
+            [
+                "list": "list", "describe": "describe", "describe-producers": "producers", "abort": "abort",
+                "find-hanging": "find-hanging",
+            ]
+        ),
         "kafka-configs": (["config"], ["--describe": "describe", "--alter": "alter"]),
         "kafka-console-producer": (["produce"], [:]),
         "kafka-console-consumer": (["consume"], [:]),

@@ -31,7 +31,7 @@ struct Martlet: AsyncParsableCommand {
         version: Version.text,
         subcommands: [
             TopicCommand.self, ProduceCommand.self, ConsumeCommand.self, GroupCommand.self,
-            ConfigCommand.self,
+            TxnCommand.self, ConfigCommand.self,
             ClusterCommand.self, LogCommand.self, BrokerCommand.self, DevCommand.self, BenchCommand.self,
             MarketCommand.self, CompletionCommand.self,
         ])

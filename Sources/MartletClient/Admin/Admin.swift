@@ -51,10 +51,16 @@ public final class Admin: Sendable {
     func onCoordinator<Value: Sendable>(
         of group: String, _ what: String, _ body: (BrokerID) async throws -> Value
     ) async throws -> Value {
-        try await engine.retrying("\(what) of group '\(group)'") {
+        try await onCoordinator(of: .group(group), what, body)
+    }
+
+    func onCoordinator<Value: Sendable>(
+        of key: CoordinatorKey, _ what: String, _ body: (BrokerID) async throws -> Value
+    ) async throws -> Value {
+        try await engine.retrying("\(what) of \(key)") {
             let engine = engine
             let coordinator: BrokerID = try await engine.loop.reply { reply in
-                engine.findCoordinator(.group(group)) { reply.resolve(with: $0) }
+                engine.findCoordinator(key) { reply.resolve(with: $0) }
             }
             return try await body(coordinator)
         }

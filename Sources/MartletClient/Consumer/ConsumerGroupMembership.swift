@@ -32,6 +32,7 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
     /// Something new to say came up while a heartbeat was on its way.
     private var beatsAgain = false
     private var isLearning = false
+    private var hasWarned = false
     private var failureCount = 0
     /// When joining began to fail without a break; the polling task is told after `operationTimeout`.
     private var failingSince: NIODeadline?
@@ -59,6 +60,7 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
     // MARK: Inputs
 
     func subscribe(_ subscription: GroupSubscription) {
+        hasWarned = false
         engine.want(subscription.topics)
         engine.refreshMetadata { _ in }
         run(member.subscribe(subscription))
@@ -72,7 +74,20 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
         run(member.assigned(partitions, names: engine.metadata.names))
     }
 
-    func metadataChanged() { run(member.reconcile(names: engine.metadata.names)) }
+    func metadataChanged() {
+        warnOfMissing()
+        run(member.reconcile(names: engine.metadata.names))
+    }
+
+    /// Says once of a subscription that topics in it do not exist; the coordinator sees to them when they do.
+    private func warnOfMissing() {
+        let missing = member.subscription.topics.filter { engine.topicErrors[$0] == .unknownTopicOrPartition }
+        guard !missing.isEmpty, !hasWarned else { return }
+        hasWarned = true
+        engine.logger.warning(
+            "subscribed topics do not exist",
+            metadata: ["topics": "\(missing.sorted().joined(separator: ","))", "brokers": "\(engine.brokerNames)"])
+    }
 
     func leave(_ completion: @escaping () -> Void) {
         let wasMember = member.isJoined || isBeating

@@ -36,6 +36,10 @@ struct ConsumeCommand: AsyncParsableCommand {
     var offset: String?
     @Flag(help: "The same as --offset earliest.") var fromBeginning = false
     @Option(name: .shortAndLong, help: "Read as a member of this group, and commit.") var group: String?
+    @Option(
+        help: ArgumentHelp(
+            "Protocol of the group: classic, or consumer (KIP-848, the broker shares out).", valueName: "protocol"))
+    var groupProtocol: String?
     @Flag(name: .shortAndLong, help: "Go on with new records until interrupted.") var follow = false
     @Option(name: [.customShort("c"), .long], help: "Stop after so many records.") var maxMessages: Int?
     @Option(help: ArgumentHelp("Format of a record.", valueName: "format")) var format: String?
@@ -62,6 +66,13 @@ struct ConsumeCommand: AsyncParsableCommand {
         let sink = RecordSink(format: json ? nil : try RecordFormat(text))
         let start = try offset.map(OffsetChoice.init) ?? (fromBeginning ? .earliest : nil)
         var configuration = ConsumerConfiguration(try connection.configuration(), groupID: group)
+        switch groupProtocol {
+        case nil, "classic": configuration.groupProtocol = .classic
+        case "consumer": configuration.groupProtocol = .consumer
+        case let other?:
+            throw CommandFailure(
+                "--group-protocol is '\(other)'; allowed: classic, consumer", exitCode: .usage)
+        }
         configuration.isolation = readCommitted ? .readCommitted : .readUncommitted
         configuration.offsetReset = start == .latest ? .latest : .earliest
         let reading = TopicReading(
