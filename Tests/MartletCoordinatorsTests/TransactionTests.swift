@@ -182,6 +182,43 @@ private func harness(
         }
     }
 
+    @Test func `the epoch of the last fence is nobody's: its producer gets another id`() {
+        // 32,766 is the last epoch of a client; whoever replaces it or ends it for being late leaves 32,767.
+        let last = producer(5, ProducerIdentity.lastEpoch)
+        let fence = producer(5, .max)
+        let fenced = harness(.ongoing, last, partitions: [a0])
+        #expect(fenced.initialize()?.error == .concurrentTransactions)
+        #expect(fenced.state()?.producer == fence && fenced.phase() == .completeAbort)
+        // A zombie is not one behind, as its own end would leave it.
+        #expect(fenced.end(last, commits: false)?.error == .producerFenced)
+        #expect(fenced.end(last, commits: true)?.error != ErrorCode.none)
+        for rules in [TransactionProtocol.first, .second] {
+            #expect(fenced.end(fence, commits: false, under: rules)?.error == .producerFenced)
+            #expect(fenced.add(fence, [a0], under: rules) == .producerFenced)
+        }
+        #expect(fenced.verify(fence, [a0]) == [.producerFenced])
+        #expect(fenced.initialize(expected: fence)?.error == .producerFenced)
+        #expect(fenced.state()?.producer == fence, "nothing of this changed anything")
+        #expect(fenced.initialize()?.producer == producer(1_000, 0))
+
+        let late = harness(.ongoing, last, partitions: [a0])
+        late.advance(60_000)
+        #expect(late.state()?.producer == fence)
+        #expect(late.initialize(expected: last)?.producer == producer(1_000, 0), "its own, and may go on")
+        #expect(late.initialize(expected: last)?.producer == producer(1_000, 0))
+    }
+
+    @Test(arguments: [TransactionProtocol.first, .second])
+    func `a producer that gives its own transaction up goes on under either protocol`(rules: TransactionProtocol) {
+        let own = producer(5, 3)
+        let shard = harness(
+            .ongoing, own, partitions: [a0], under: rules, TransactionConfiguration(highestProtocol: rules))
+        #expect(shard.initialize(expected: own)?.error == .concurrentTransactions)
+        #expect(shard.phase() == .completeAbort)
+        #expect(shard.initialize(expected: own)?.producer == producer(5, 4))
+        #expect(shard.initialize(expected: producer(5, 2))?.error == .producerFenced)
+    }
+
     @Test func `without a producer id the request fails and may be repeated`() {
         let shard = TransactionHarness().load()
         shard.allocatesAtOnce = false

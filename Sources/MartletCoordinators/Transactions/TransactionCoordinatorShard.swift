@@ -243,6 +243,10 @@ package struct TransactionCoordinatorShard: ~Copyable {
                 transactionalID.utf8.count <= TransactionLimits.transactionalIDBytesLimit
             else { return effects.append(.respond(id, Self.refusal(request, .invalidRequest))) }
         }
+        // Nobody was given that epoch, and what follows would have none that is higher.
+        if let epoch = request.producer?.epoch, epoch > ProducerIdentity.lastEpoch {
+            return effects.append(.respond(id, Self.refusal(request, .producerFenced)))
+        }
         switch request {
         case .initialize(let transactionalID, let timeout, let expected):
             initialize(id, request, transactionalID, timeout, expected, producerID, now, &effects)
@@ -303,6 +307,8 @@ package struct TransactionCoordinatorShard: ~Copyable {
             abort(
                 transactionalID, state, epochs: expected == nil ? 2 : 1,
                 then: [.respond(id, .initialized(nil, .concurrentTransactions))], now, &effects)
+            // It comes again under the same identity, and the abort was its own wish.
+            epochsBefore[transactionalID] = expected?.epoch
         case .empty, .completeCommit, .completeAbort, .dead:
             var next = state
             if let expected, expected != state.producer {
@@ -313,7 +319,10 @@ package struct TransactionCoordinatorShard: ~Copyable {
                 guard isOwnEnd || expected.epoch == epochsBefore[transactionalID] else {
                     return refuse(.producerFenced)
                 }
-                return respond(id, .initialized(state.producer, .none), after: transactionalID, &effects)
+                // The epoch of a last fence goes to nobody: another id takes over.
+                if state.producer.epoch <= ProducerIdentity.lastEpoch {
+                    return respond(id, .initialized(state.producer, .none), after: transactionalID, &effects)
+                }
             }
             if state.producer.isExhausted {
                 guard let freshID else { return allocate(id, request, &effects) }
@@ -436,6 +445,9 @@ package struct TransactionCoordinatorShard: ~Copyable {
         switch verdict {
         case .refused(let code):
             refuse(code)
+        case .repeated where state.producer.epoch > ProducerIdentity.lastEpoch:
+            // There is no identity to go on with: the client has to ask for one.
+            refuse(.producerFenced)
         case .repeated:
             respond(id, .ended(state.producer, .none), after: transactionalID, &effects)
         case .begins:

@@ -135,6 +135,17 @@ package enum TransactionRequest: Sendable, Equatable {
         case .describe, .list: nil
         }
     }
+
+    /// Whom the client takes itself for, if it says so.
+    var producer: ProducerIdentity? {
+        switch self {
+        case .initialize(_, _, let expected): expected
+        case .addPartitions(_, let producer, _, _), .verifyPartitions(_, let producer, _),
+            .end(_, let producer, _, _):
+            producer
+        case .describe, .list: nil
+        }
+    }
 }
 
 /// Which transactions ListTransactions asks for (KIP-664, KIP-994); empty sets and `nil` do not filter.
