@@ -197,8 +197,9 @@ let package = Package(
         .testTarget(
             name: "MartletBrokerTests",
             dependencies: [
-                "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletStorage", "MartletBroker",
-                "MartletClient", "MartletTestSupport", "CMartletAllocationCounter", nioCore, nioPosix, logging,
+                "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletController", "MartletStorage",
+                "MartletBroker", "MartletClient", "MartletTestSupport", "CMartletAllocationCounter", nioCore, nioPosix,
+                .product(name: "NIOEmbedded", package: "swift-nio"), logging,
             ],
             exclude: ["Fixtures"], swiftSettings: relaxed),
         .testTarget(

@@ -23,13 +23,15 @@ final class WireClient {
 
     init(port: Int) throws {
         descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
-        var address = sockaddr_in()
-        address.sin_family = sa_family_t(AF_INET)
-        address.sin_port = in_port_t(UInt16(port).bigEndian)
-        address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-        let outcome = withUnsafePointer(to: &address) {
-            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                connect(descriptor, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
+        // By its bytes: whose the fields of `sockaddr_in` are depends on what else this target imports.
+        var address = ByteBuffer()
+        address.writeInteger(UInt16(AF_INET), endianness: .host)
+        address.writeInteger(UInt16(port))
+        address.writeBytes([127, 0, 0, 1])
+        address.writeRepeatingByte(0, count: 8)
+        let outcome = address.withUnsafeReadableBytes { bytes in
+            bytes.withMemoryRebound(to: sockaddr.self) {
+                connect(descriptor, $0.baseAddress, socklen_t(bytes.count))
             }
         }
         guard outcome == 0 else { throw Failure.connect(errno) }
@@ -72,11 +74,18 @@ final class WireClient {
 
     /// The whole frame, with the next correlation id.
     func encoded<Request: KafkaRequest>(_ request: Request, version: Int16) throws -> ByteBuffer {
+        let correlationID = nextCorrelationID
+        nextCorrelationID += 1
+        return try Self.frame(request, version: version, correlationID: correlationID)
+    }
+
+    static func frame<Request: KafkaRequest>(
+        _ request: Request, version: Int16, correlationID: Int32
+    ) throws -> ByteBuffer {
         var writer = ProtocolWriter()
         writer.buffer.writeInteger(Int32(0))
         let header = RequestHeader(
-            apiKey: Request.apiKey, apiVersion: version, correlationID: nextCorrelationID, clientID: "test")
-        nextCorrelationID += 1
+            apiKey: Request.apiKey, apiVersion: version, correlationID: correlationID, clientID: "test")
         try header.encode(into: &writer)
         try request.encode(into: &writer, version: version)
         writer.buffer.setInteger(Int32(writer.buffer.readableBytes - 4), at: 0)
@@ -124,7 +133,8 @@ extension WireClient {
     struct DecodeFailure: Error { var text: String }
 
     func produce(
-        _ batch: ByteBuffer?, topic: String, partition: Int32 = 0, acks: Int16 = -1, version: Int16 = 12
+        _ batch: ByteBuffer?, topic: String, partition: Int32 = 0, acks: Int16 = -1, version: Int16 = 12,
+        transactionalID: String? = nil
     ) throws -> ProduceResponse.PartitionProduceResponse {
         var data = ProduceRequest.PartitionProduceData()
         data.index = partition
@@ -133,6 +143,7 @@ extension WireClient {
         topicData.name = topic
         topicData.partitionData = [data]
         var request = ProduceRequest()
+        request.transactionalID = transactionalID
         request.acks = acks
         request.timeoutMs = 10_000
         request.topicData = [topicData]

@@ -45,6 +45,8 @@ final class TransactionShardShell: @unchecked Sendable {
     private var nextRequest: UInt64 = 0
     private var timers: [TransactionTimer: Scheduled<Void>] = [:]
     private var expiration: RepeatedTask?
+    /// The next try to load without a request.
+    private var retry: Scheduled<Void>?
 
     init(key: PartitionKey, loop: BrokerLoop) {
         self.key = key
@@ -93,9 +95,21 @@ final class TransactionShardShell: @unchecked Sendable {
 
     /// Loads without a request: what an earlier run left undone must not wait for one.
     func resume() {
-        guard case .idle = phase, inFlightAppendCount == 0 else { return }
-        phase = .loading([])
-        load()
+        switch phase {
+        case .loading, .active, .resigned:
+            return
+        case .idle, .failed:
+            // The log must be settled first.
+            guard inFlightAppendCount == 0 else { return resumeLater() }
+            phase = .loading([])
+            load()
+        }
+    }
+
+    /// What was decided must be carried out and open transactions have clocks, whether or not somebody asks.
+    private func resumeLater() {
+        retry?.cancel()
+        retry = loop.eventLoop.assumeIsolated().scheduleTask(in: Self.retryDelay) { self.resume() }
     }
 
     private func answer(_ id: RequestID, _ response: TransactionResponse) {
@@ -219,8 +233,7 @@ final class TransactionShardShell: @unchecked Sendable {
         handle(.appendFailed(token, code))
         discard()
         phase = .idle
-        // Open transactions have clocks that must go on.
-        loop.eventLoop.assumeIsolated().scheduleTask(in: Self.retryDelay) { self.resume() }
+        resumeLater()
     }
 
     private func discard() {
@@ -245,6 +258,8 @@ final class TransactionShardShell: @unchecked Sendable {
         }
         handle(.resigned)
         discard()
+        retry?.cancel()
+        retry = nil
         phase = .resigned
     }
 
@@ -339,6 +354,7 @@ final class TransactionShardShell: @unchecked Sendable {
         if case .loading(let queue) = phase { waiting = queue }
         discard()
         phase = .failed(until: loop.eventLoop.now + Self.retryDelay)
+        resumeLater()
         for (id, request) in waiting {
             answer(id, TransactionCoordinatorShard.refusal(request, .coordinatorNotAvailable))
         }
