@@ -1,4 +1,4 @@
-import MartletKafkaProtocol
+package import MartletKafkaProtocol
 package import MartletLogModel
 import NIOCore
 
@@ -28,6 +28,8 @@ package struct GroupCoordinatorShard: ~Copyable {
         case appendFailed(AppendToken, ErrorCode)
         case timerFired(CoordinatorTimer)
         case topicsDeleted([String])
+        /// Offsets of topics that went while nobody looked; see ``GroupCoordinatorShard/obsoleteOffsets(_:)``.
+        case offsetsAreObsolete([OffsetCommitKey])
         /// Topics were created, changed or deleted. Also told before or right after `loaded`.
         case topicsChanged(TopicCatalog)
         /// Time to look for offsets that nobody needs any more.
@@ -127,6 +129,8 @@ package struct GroupCoordinatorShard: ~Copyable {
             if state == .active { fire(timer, &outbox) }
         case .topicsDeleted(let topics):
             if state == .active { forget(topics, &outbox) }
+        case .offsetsAreObsolete(let keys):
+            if state == .active { appendInBatches(keys.map { .offsetCommit($0, nil) }, &outbox) }
         case .topicsChanged(let catalog):
             self.catalog = catalog
         case .expirationDue(let retention):
@@ -552,11 +556,16 @@ package struct GroupCoordinatorShard: ~Copyable {
     private mutating func forget(_ topics: [String], _ outbox: inout Outbox) {
         var records: [CoordinatorRecord] = []
         let known = topics.filter { offsets.hasOffsets(topic: $0) }.sorted()
-        guard !known.isEmpty else { return }
-        for group in offsets.groupIDs() {
+        for group in known.isEmpty ? [] : offsets.groupIDs() {
             for topic in known where offsets.hasOffsets(group: group, topic: topic) {
                 records.append(contentsOf: offsets.tombstones(group: group, topic: topic))
             }
+        }
+        // A transaction that commits later must not bring one back, perhaps for another topic of the name.
+        let gone = Set(topics)
+        for key in pendingOffsets.keys(where: { key, _ in gone.contains(key.topic) })
+        where offsets.offset(group: key.group, topic: key.topic, partition: key.partition) == nil {
+            records.append(.offsetCommit(key, nil))
         }
         appendInBatches(records, &outbox)
     }

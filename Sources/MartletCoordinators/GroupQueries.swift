@@ -18,9 +18,12 @@ extension GroupCoordinatorShard {
             }
         } else {
             response.topics = offsets.topics(group: request.groupID).map { topic in
-                fetchOffsets(
-                    group: request.groupID, topic: topic, topicID: .zero,
-                    partitions: offsets.partitions(group: request.groupID, topic: topic))
+                let partitions = offsets.partitions(group: request.groupID, topic: topic)
+                let last = partitions.last.flatMap {
+                    offsets.offset(group: request.groupID, topic: topic, partition: $0)
+                }
+                return fetchOffsets(
+                    group: request.groupID, topic: topic, topicID: last?.topicID ?? .zero, partitions: partitions)
             }
         }
         return response
@@ -35,7 +38,9 @@ extension GroupCoordinatorShard {
         response.partitions = partitions.map { index in
             var answer = OffsetFetchResponse.OffsetFetchResponsePartitions()
             answer.partitionIndex = index
-            let committed = offsets.offset(group: group, topic: topic, partition: index)
+            var committed = offsets.offset(group: group, topic: topic, partition: index)
+            // A commit may have come after the deletion of its topic: it says nothing about the next of the name.
+            if let id = committed?.topicID, id != .zero, topicID != .zero, id != topicID { committed = nil }
             answer.committedOffset = committed?.offset ?? -1
             answer.committedLeaderEpoch = committed?.leaderEpoch ?? -1
             answer.metadata = committed?.metadata ?? ""
@@ -175,25 +180,22 @@ extension GroupCoordinatorShard {
     package var hasConsumerGroups: Bool { !consumerGroups.isEmpty }
     package var offsetCount: Int { offsets.offsetCount }
 
-    /// Topics whose offsets belong to a topic that is gone, perhaps replaced by another of the same name while
-    /// this shard was not loaded. To be asked after loading and answered with `topicsDeleted`.
+    /// Offsets of topics that are gone, perhaps replaced by others of their names while this shard was not loaded;
+    /// those of open transactions too. To be asked after loading and answered with `offsetsAreObsolete`.
     ///
     /// - Parameter currentID: id of the topic that has this name now.
-    package func obsoleteTopics(_ currentID: (String) -> UniversalID?) -> [String] {
-        var obsolete: Set<String> = []
-        for group in offsets.groupIDs() {
-            for topic in offsets.topics(group: group) {
-                // One partition tells: a topic's offsets were all removed before the next of its name began.
-                guard let partition = offsets.partitions(group: group, topic: topic).first,
-                    let offset = offsets.offset(group: group, topic: topic, partition: partition)
-                else { continue }
-                let current = currentID(topic)
-                if current == nil || (offset.topicID != .zero && offset.topicID != current) {
-                    obsolete.insert(topic)
-                }
-            }
+    package func obsoleteOffsets(_ currentID: (String) -> UniversalID?) -> [OffsetCommitKey] {
+        var last: (topic: String, id: UniversalID?)?
+        func isObsolete(_ topic: String, _ id: UniversalID) -> Bool {
+            let current = last?.topic == topic ? last?.id : currentID(topic)
+            last = (topic, current)
+            return current == nil || (id != .zero && id != current)
         }
-        return obsolete.sorted()
+        var obsolete = offsets.keys(where: isObsolete)
+        // What such a transaction would replace was committed before it, and so is of no later topic.
+        let known = Set(obsolete)
+        obsolete += pendingOffsets.keys { key, value in !known.contains(key) && isObsolete(key.topic, value.topicID) }
+        return obsolete
     }
 
     /// Topics for which offsets are kept: whose retention an `expirationDue` should carry.

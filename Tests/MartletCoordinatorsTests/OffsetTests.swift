@@ -111,6 +111,33 @@ private typealias Join = ShardHarness.Join
         #expect(harness.groupCount == 1)
     }
 
+    @Test func `an offset of a topic before is none of the topic that has its name now`() {
+        let harness = ShardHarness()
+        let (old, new) = (UniversalID(high: 1, low: 1), UniversalID(high: 1, low: 2))
+        var commit = OffsetCommitRequest()
+        commit.groupID = "g"
+        var partition = OffsetCommitRequest.OffsetCommitRequestPartition()
+        partition.committedOffset = 7
+        var topic = OffsetCommitRequest.OffsetCommitRequestTopic()
+        topic.name = "t"
+        topic.topicID = old
+        topic.partitions = [partition]
+        commit.topics = [topic]
+        commit.generationIDOrMemberEpoch = -1
+        // It arrived after the deletion of its topic was told.
+        #expect(harness.commitCode(harness.send(.offsetCommit(commit, reportsMissingGroup: true))) == ErrorCode.none)
+        for (id, offset) in [(old, Int64(7)), (new, -1), (.zero, 7)] {
+            var fetch = OffsetFetchRequest.OffsetFetchRequestGroup()
+            var named = OffsetFetchRequest.OffsetFetchRequestTopics()
+            fetch.groupID = "g"
+            named.name = "t"
+            named.topicID = id
+            named.partitionIndexes = [0]
+            fetch.topics = [named]
+            #expect(harness.fetched(harness.send(.offsetFetch(fetch, requireStable: true))) == ["t-0": offset])
+        }
+    }
+
     @Test func `offsets in use cannot be deleted, others can`() {
         let harness = ShardHarness()
         let (members, generation) = harness.stableGroup("g", members: 1)

@@ -164,6 +164,9 @@ final class ShardHarness {
     func durableState() -> GroupCoordinatorShard.DurableState { shard.durableState() }
     func summary(_ group: String) -> GroupCoordinatorShard.GroupSummary? { shard.summary(group: group) }
     var groupCount: Int { shard.groupCount }
+    func obsoleteOffsets(_ currentID: (String) -> UniversalID?) -> [OffsetCommitKey] {
+        shard.obsoleteOffsets(currentID)
+    }
     var offsetCount: Int { shard.offsetCount }
 
     /// A new coordinator that has loaded this one's log.

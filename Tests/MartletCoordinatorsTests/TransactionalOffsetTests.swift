@@ -141,6 +141,33 @@ extension ShardHarness {
         #expect(harness.groupCount == 0)
     }
 
+    @Test func `of a deleted topic do not come back with their transaction`() {
+        let harness = ShardHarness()
+        _ = harness.commit("g", [("t", 0, 5)])
+        _ = harness.txnCommit("g", [("t", 0, 9), ("t", 1, 3), ("u", 0, 4)], producer: 1)
+        _ = harness.txnCommit("h", [("t", 2, 1)], producer: 2)
+        harness.handle(.topicsDeleted(["t"]))
+        #expect(harness.successor().durableState() == harness.durableState())
+        // The next topic of the name may have come by now.
+        for producer in [Int64(1), 2] { _ = harness.endTransaction(producer, commits: true) }
+        #expect(harness.fetched(harness.fetch("g")) == ["u-0": 4])
+        #expect(harness.fetched(harness.fetch("h")) == [:])
+        #expect(harness.successor().durableState() == harness.durableState())
+    }
+
+    @Test func `of a topic that went while the shard was not loaded do not come back either`() {
+        let harness = ShardHarness()
+        _ = harness.commit("g", [("t", 0, 5), ("u", 0, 1)])
+        _ = harness.txnCommit("g", [("t", 0, 9), ("t", 1, 3), ("u", 1, 4)], producer: 1)
+        let next = harness.successor()
+        let obsolete = next.obsoleteOffsets { $0 == "u" ? UniversalID(high: 1, low: 1) : nil }
+        #expect(obsolete.map { "\($0.group) \($0.topic)-\($0.partition)" } == ["g t-0", "g t-1"])
+        next.handle(.offsetsAreObsolete(obsolete))
+        _ = next.endTransaction(1, commits: true)
+        #expect(next.fetched(next.fetch("g")) == ["u-0": 1, "u-1": 4])
+        #expect(next.successor().durableState() == next.durableState())
+    }
+
     @Test func `markers of producers without offsets here change nothing`() {
         let harness = ShardHarness()
         _ = harness.commit("g", [("t", 0, 5)])

@@ -413,8 +413,8 @@ final class GroupShardShell: @unchecked Sendable {
         phase = .active
         tellTopics()
         handle(.loaded)
-        let obsolete = core.obsoleteTopics { loop.image.topicID(named: $0) }
-        if !obsolete.isEmpty { handle(.topicsDeleted(obsolete)) }
+        let obsolete = core.obsoleteOffsets { loop.image.topicID(named: $0) }
+        if !obsolete.isEmpty { handle(.offsetsAreObsolete(obsolete)) }
         let interval = TimeAmount.milliseconds(
             max(1_000, loop.image.brokerConfiguration.offsetsRetentionCheckIntervalMilliseconds))
         expiration = loop.eventLoop.scheduleRepeatedTask(initialDelay: interval, delay: interval) { _ in

@@ -74,6 +74,23 @@ struct OffsetStore: ~Copyable {
     /// Groups that have offsets, in order.
     func groupIDs() -> [String] { groups.keys.sorted() }
 
+    /// Keys of offsets of which this is so, by topic and the topic's id; in order. Looks at all of them.
+    func keys(where isMeant: (String, UniversalID) -> Bool) -> [OffsetCommitKey] {
+        var found: [OffsetCommitKey] = []
+        for (group, topics) in groups {
+            for (topic, partitions) in topics {
+                for (partition, offset) in partitions where isMeant(topic, offset.topicID) {
+                    var key = OffsetCommitKey()
+                    key.group = group
+                    key.topic = topic
+                    key.partition = partition
+                    found.append(key)
+                }
+            }
+        }
+        return found.sorted { ($0.group, $0.topic, $0.partition) < ($1.group, $1.topic, $1.partition) }
+    }
+
     /// Records that remove all offsets of a group, in the order of topic and partition.
     func tombstones(group: String) -> [CoordinatorRecord] {
         topics(group: group).flatMap { topic in tombstones(group: group, topic: topic) }

@@ -66,6 +66,15 @@ struct PendingOffsets: ~Copyable {
         return candidates.contains { producers[$0]?[key] != nil }
     }
 
+    /// Keys whose value says so, in order.
+    func keys(where isMeant: (OffsetCommitKey, OffsetCommitValue) -> Bool) -> [OffsetCommitKey] {
+        var found: Set<OffsetCommitKey> = []
+        for entries in producers.values {
+            for (key, entry) in entries where isMeant(key, entry.value) { found.insert(key) }
+        }
+        return found.sorted { ($0.group, $0.topic, $0.partition) < ($1.group, $1.topic, $1.partition) }
+    }
+
     /// Partitions of the group with a pending offset, as `topic` and index.
     func partitions(group: String) -> Set<TopicPartition> {
         var found: Set<TopicPartition> = []
