@@ -307,8 +307,12 @@ package struct GroupCoordinatorShard: ~Copyable {
             request.sessionTimeoutMs <= configuration.maxSessionTimeoutMilliseconds
         else { return refuse(.invalidSessionTimeout) }
         let byteCount = request.protocols.reduce(0) { $0 + $1.metadata.readableBytes }
+        let names =
+            [request.memberID, request.groupInstanceID ?? "", request.protocolType]
+            + request.protocols.map(\.name)
         guard request.protocols.count <= GroupLimits.protocolCountLimit,
-            byteCount <= GroupLimits.memberMetadataBytesLimit
+            byteCount <= GroupLimits.memberMetadataBytesLimit,
+            names.allSatisfy({ $0.utf8.count <= GroupLimits.nameBytesLimit })
         else { return refuse(.invalidRequest) }
         if servesClassicMembers(groupID) { return joinConsumerGroup(id, request, client, traits, &outbox) }
         if groups[groupID] == nil {
@@ -550,7 +554,7 @@ package struct GroupCoordinatorShard: ~Copyable {
             response.topics.append(answer)
         }
         guard !records.isEmpty else { return outbox.respond(id, .offsetDelete(response)) }
-        outbox.append(records, then: [.respond(id, .offsetDelete(response))])
+        appendInBatches(records, then: [.respond(id, .offsetDelete(response))], &outbox)
     }
 
     private mutating func forget(_ topics: [String], _ outbox: inout Outbox) {
@@ -658,12 +662,25 @@ package struct GroupCoordinatorShard: ~Copyable {
         consumerGroups[id]?.isSubscribed(to: topic) ?? groups[id]?.isSubscribed(to: topic) ?? false
     }
 
-    private func appendInBatches(_ records: [CoordinatorRecord], _ outbox: inout Outbox) {
-        var rest = records[...]
-        while !rest.isEmpty {
-            outbox.append(Array(rest.prefix(GroupLimits.tombstoneBatchLimit)))
-            rest = rest.dropFirst(GroupLimits.tombstoneBatchLimit)
+    /// Tombstones, each of which is right by itself: as many batches as the log needs to take them.
+    private func appendInBatches(
+        _ records: [CoordinatorRecord], then continuations: [Continuation] = [], _ outbox: inout Outbox
+    ) {
+        var batch: [CoordinatorRecord] = []
+        var byteCount = 0
+        for record in records {
+            let size = record.keyByteCount
+            if batch.count == GroupLimits.tombstoneBatchLimit
+                || (byteCount + size > GroupLimits.commitBytesLimit && !batch.isEmpty)
+            {
+                outbox.append(batch)
+                batch = []
+                byteCount = 0
+            }
+            batch.append(record)
+            byteCount += size
         }
+        if !batch.isEmpty { outbox.append(batch, then: continuations) }
     }
 
     // MARK: Groups as a whole
@@ -695,11 +712,25 @@ package struct GroupCoordinatorShard: ~Copyable {
             return result
         }
         guard !records.isEmpty else { return outbox.respond(id, .deleteGroups(results)) }
-        outbox.append(records, then: [.respond(id, .deleteGroups(results))])
+        appendInBatches(records, then: [.respond(id, .deleteGroups(results))], &outbox)
     }
 }
 
 extension CoordinatorRecord {
+    /// Roughly what a tombstone of this key takes in the log.
+    var keyByteCount: Int {
+        let names =
+            switch self {
+            case .offsetCommit(let key, _): key.topic.utf8.count
+            case .consumerMember(let key, _): key.memberID.utf8.count
+            case .consumerMemberTarget(let key, _): key.memberID.utf8.count
+            case .consumerMemberCurrent(let key, _): key.memberID.utf8.count
+            case .consumerPattern(let key, _): key.regularExpression.utf8.count
+            case .groupMetadata, .consumerGroup, .consumerGroupTopics, .consumerTarget: 0
+            }
+        return groupID.utf8.count + names + 64
+    }
+
     package var groupID: String {
         switch self {
         case .offsetCommit(let key, _): key.group

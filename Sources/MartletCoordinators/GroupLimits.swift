@@ -28,6 +28,9 @@ package enum GroupLimits {
     /// Topics one member of a consumer group may name, and bytes of all that it says about itself.
     package static let subscribedTopicCountLimit = 10_000
     package static let memberDescriptionBytesLimit = 1024 * 1024
+    /// Bytes of a member id, an instance id or a strategy's name: records say their lengths in 16 bits, requests of
+    /// newer versions do not.
+    package static let nameBytesLimit = 8 * 1024
     /// Bytes of the id a client brings along; also bounds what the offsets topic stores per group.
     package static let groupIDBytesLimit = 8 * 1024
 }

@@ -156,10 +156,54 @@ private typealias Join = ShardHarness.Join
         let harness = ShardHarness()
         let many = (0...GroupLimits.protocolCountLimit).map { ("p\($0)", ["t"]) }
         #expect(harness.joinCode(harness.join("g", Join(protocols: many))) == .invalidRequest)
+        // Requests can say it; a record of the group cannot.
+        let name = String(repeating: "n", count: 40_000)
+        #expect(harness.joinCode(harness.join("g", Join(protocols: [(name, ["t"])]))) == .invalidRequest)
+        #expect(harness.joinCode(harness.join("g", Join(instance: name))) == .invalidRequest)
+        #expect(harness.joinCode(harness.join("g", Join(type: name))) == .invalidRequest)
+        // One character, as far as counting characters goes.
+        let client = "c" + String(repeating: "\u{301}", count: 16_000)
+        let member = harness.joined(harness.join("h", Join(client: client)))?.memberID ?? ""
+        #expect(!member.isEmpty && member.utf8.count < 1_000)
         let long = String(repeating: "g", count: GroupLimits.groupIDBytesLimit + 1)
         #expect(harness.joinCode(harness.join(long)) == .invalidGroupID)
         #expect(harness.commitCode(harness.commit(long, [("t", 0, 1)])) == .invalidGroupID)
-        #expect(harness.groupCount == 0)
+        #expect(harness.summary("g") == nil && harness.summary(long) == nil)
+    }
+
+    @Test func `members whose names alone fill a record get no assignment, and the shard goes on`() {
+        let harness = ShardHarness(GroupConfiguration(initialRebalanceDelayMilliseconds: 3_000))
+        let name = String(repeating: "c", count: 30_000)
+        let joins = (0..<530).map { _ in harness.join("g", Join(client: name, requiresKnownID: false)) }
+        harness.advance(7_000)
+        let leader = harness.joined(joins[0])
+        #expect(leader?.generationID == 1 && leader?.members.count == 530)
+        let sync = harness.sync("g", leader?.leader ?? "", 1, assignments: [leader?.leader ?? "": "all"])
+        #expect(harness.syncCode(sync) == .unknownServerError)
+        #expect(harness.commitCode(harness.commit("h", [("t", 0, 1)])) == ErrorCode.none)
+    }
+
+    @Test func `ten thousand groups are served, described and deleted`() {
+        let harness = ShardHarness()
+        let ids = (0..<10_000).map { "group \($0)" }
+        for id in ids {
+            let join = harness.joinTwice(id)
+            harness.advance(0)
+            let generation = harness.joined(join.request)?.generationID ?? -1
+            _ = harness.sync(id, join.member, generation, assignments: [join.member: "all"])
+            #expect(harness.heartbeat(id, join.member, generation) == .none)
+            _ = harness.leave(id, [(join.member, nil)])
+            _ = harness.commit(id, [("t", 0, 1)])
+        }
+        #expect(harness.groupCount == 10_000)
+        let next = harness.successor()
+        #expect(next.groupCount == 10_000)
+        guard case .deleteGroups(let results)? = next.ask(.deleteGroups(ids)) else {
+            Issue.record("no answer")
+            return
+        }
+        #expect(results.count == 10_000 && results.allSatisfy { $0.errorCode == 0 })
+        #expect(next.groupCount == 0 && next.offsetCount == 0)
     }
 
     @Test func `six thousand groups expire in steps, and none is forgotten`() {

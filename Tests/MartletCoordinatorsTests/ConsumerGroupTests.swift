@@ -96,6 +96,29 @@ private func harness(_ configuration: ConsumerGroupConfiguration = .init()) -> S
         #expect(harness.code("g", .join("m1")) == .none)
     }
 
+    @Test func `members whose subscriptions fill a batch are not taken, and the others go on`() {
+        let harness = harness()
+        let topics = (0..<1_000).map { "\($0)" + String(repeating: "t", count: 900) }
+        var taken = 0
+        while harness.code("g", .join("m\(taken)", topics)) == .none { taken += 1 }
+        #expect((10..<20).contains(taken))
+        #expect(harness.code("g", .join("m\(taken)", topics)) == .groupMaxSizeReached)
+        #expect(harness.code("g", .join("short")) == .none)
+        #expect(harness.successor().durableState() == harness.durableState())
+        #expect(harness.successor().code("g", .join("m\(taken)", topics)) == .groupMaxSizeReached)
+        #expect(harness.code("g", Beat(member: "m0", epoch: -1)) == .none)
+        #expect(harness.code("g", .join("m\(taken)", topics)) == .none)
+    }
+
+    @Test func `names that no record can hold are refused`() {
+        let harness = harness()
+        let long = String(repeating: "m", count: 40_000)
+        #expect(harness.code("g", .join(long)) == .invalidRequest)
+        #expect(harness.code("g", .join("m", instance: long)) == .invalidRequest)
+        #expect(harness.groupCount == 0)
+        #expect(harness.code("g", .join("m")) == .none)
+    }
+
     @Test func `subscriptions to topics that do not exist wait for them`() {
         let harness = harness()
         let response = harness.beat("g", .join("m1", ["later"]))

@@ -237,6 +237,28 @@ private typealias Join = ShardHarness.Join
         #expect(groups[1].errorCode == ErrorCode.groupIDNotFound.rawValue)
     }
 
+    @Test func `many offsets under long names go in as many batches as the log takes`() {
+        let harness = ShardHarness()
+        let group = String(repeating: "g", count: GroupLimits.groupIDBytesLimit)
+        for part in 0..<3 as Range<Int32> {
+            _ = harness.commit(group, (0..<1_000 as Range<Int32>).map { ("t", part * 1_000 + $0, 1) })
+        }
+        #expect(harness.offsetCount == 3_000)
+        let expiring = harness.successor()
+        harness.commitsAtOnce = false
+        let request = harness.send(.deleteGroups([group]))
+        #expect(harness.inFlight.count == 2)
+        harness.commitNext()
+        #expect(harness.response(to: request) == nil, "answered when all of it is durable")
+        harness.commitNext()
+        #expect(harness.response(to: request) != nil)
+        #expect(harness.offsetCount == 0 && harness.groupCount == 0)
+        expiring.advance(1_000)
+        expiring.handle(.expirationDue(OffsetRetention(fixedMilliseconds: 500)))
+        expiring.advance(0)
+        #expect(expiring.offsetCount == 0)
+    }
+
     @Test func `only groups without members can be deleted, and then nothing is left`() {
         let harness = ShardHarness()
         let (members, generation) = harness.stableGroup("g", members: 1)

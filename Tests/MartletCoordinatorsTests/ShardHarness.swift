@@ -112,11 +112,14 @@ final class ShardHarness {
     func commitNext() {
         let next = inFlight.removeFirst()
         // Through the bytes, as in the log.
+        var byteCount = 0
         for record in next.records {
             let (key, value) = try! record.encoded()
+            byteCount += key.readableBytes + (value?.readableBytes ?? 0)
             let decoded = try! CoordinatorRecord.decode(key: key, value: value)!
             entries.append(.record(decoded, producerID: producers[next.token]))
         }
+        #expect(byteCount <= 16 << 20, "one decision, one batch: the topic takes 16 MiB")
         if let marker = markers[next.token] {
             entries.append(.end(producerID: marker.producer.id, commits: marker.commits))
         }

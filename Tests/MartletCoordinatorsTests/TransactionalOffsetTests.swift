@@ -19,6 +19,7 @@ extension ShardHarness {
             entry.committedOffset = offset
             var result = OffsetCommitRequest.OffsetCommitRequestTopic()
             result.name = topic
+            result.topicID = Self.topicID(topic)
             result.partitions = [entry]
             return result
         }
@@ -160,7 +161,7 @@ extension ShardHarness {
         _ = harness.commit("g", [("t", 0, 5), ("u", 0, 1)])
         _ = harness.txnCommit("g", [("t", 0, 9), ("t", 1, 3), ("u", 1, 4)], producer: 1)
         let next = harness.successor()
-        let obsolete = next.obsoleteOffsets { $0 == "u" ? UniversalID(high: 1, low: 1) : nil }
+        let obsolete = next.obsoleteOffsets { $0 == "u" ? ShardHarness.topicID("u") : nil }
         #expect(obsolete.map { "\($0.group) \($0.topic)-\($0.partition)" } == ["g t-0", "g t-1"])
         next.handle(.offsetsAreObsolete(obsolete))
         _ = next.endTransaction(1, commits: true)

@@ -463,12 +463,10 @@ struct ClassicGroup {
         var assignments: [String: ByteBuffer] = [:]
         var byteCount = 0
         for entry in request.assignments where members.contains(entry.memberID) {
-            assignments[entry.memberID] = entry.assignment
-            byteCount += entry.assignment.readableBytes
+            let before = assignments.updateValue(entry.assignment, forKey: entry.memberID)
+            byteCount += entry.assignment.readableBytes - (before?.readableBytes ?? 0)
         }
-        for member in members.inOrder {
-            byteCount += (protocolName.map { member.subscription($0).readableBytes } ?? 0) + 256
-        }
+        for member in members.inOrder { byteCount += member.recordByteCount(protocolName) }
         guard byteCount <= GroupLimits.groupRecordBytesLimit else {
             // The record would not fit into the log: nobody gets an assignment, all try again.
             dropSyncs(.unknownServerError, &outbox)

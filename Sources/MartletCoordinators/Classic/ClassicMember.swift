@@ -25,6 +25,12 @@ struct ClassicMember {
     /// just `deadline`, and the timer looks at it.
     var timerAt: Instant?
 
+    /// Roughly what the group's record says of the member, its assignment aside.
+    func recordByteCount(_ protocolName: String?) -> Int {
+        let names = id.utf8.count + (instanceID?.utf8.count ?? 0) + client.clientID.utf8.count + client.host.utf8.count
+        return names + (protocolName.map { subscription($0).readableBytes } ?? 0) + 64
+    }
+
     func subscription(_ name: String) -> ByteBuffer {
         protocols.first { $0.name == name }?.metadata ?? ByteBuffer()
     }

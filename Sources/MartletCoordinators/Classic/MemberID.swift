@@ -2,11 +2,12 @@ import MartletLogModel
 
 /// Ids of members: a prefix an operator recognises, a dash, and a random UUID in its usual text form.
 enum MemberID {
-    /// The client's part is cut: a member id is kept and sent many times.
+    /// Unicode scalars; the client's part is cut: a member id is kept and sent many times. A character may have any
+    /// number of them.
     static let prefixLengthLimit = 200
 
     static func make(prefix: String, _ id: UniversalID) -> String {
-        "\(prefix.prefix(prefixLengthLimit))-\(text(id))"
+        "\(String(prefix.unicodeScalars.prefix(prefixLengthLimit)))-\(text(id))"
     }
 
     /// RFC 9562 text: 8-4-4-4-12 hexadecimal digits.

@@ -52,10 +52,8 @@ extension ConsumerGroup {
                 throw unknown(memberID)
             }
         }
-        // From here on nothing is refused.
-        if isUnknown, let holder { replace(holder, by: memberID, &outbox) }
-        let before = members[memberID]
-        var about = before?.about ?? ConsumerMember(id: "").about
+        let place = isUnknown ? holder ?? memberID : memberID
+        var about = members[place]?.about ?? ConsumerMember(id: "").about
         if let instanceID = request.groupInstanceID { about.instanceID = instanceID }
         if let rackID = subscription.rackID, !rackID.isEmpty { about.rackID = rackID }
         about.rebalanceTimeoutMs =
@@ -66,6 +64,10 @@ extension ConsumerGroup {
         about.clientID = client.clientID
         about.clientHost = client.host
         about.classicMemberMetadata = Self.classicMetadata(request.sessionTimeoutMs, request.protocols)
+        try checkDescription(about, memberID, inPlaceOf: place)
+        // From here on nothing is refused.
+        if isUnknown, let holder { replace(holder, by: memberID, &outbox) }
+        let before = members[memberID]
         if before?.about != about { write(.consumerMember(id, memberID, about)) }
         if before?.pattern != nil { forgetUnusedPatterns() }
         let verb =

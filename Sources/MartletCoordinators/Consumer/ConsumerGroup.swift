@@ -64,6 +64,8 @@ struct ConsumerGroup {
     // Derived from it by replay.
     private(set) var instances: [String: String] = [:]
     private(set) var owners: [UniversalID: [Int32: String]] = [:]
+    /// Of all members together.
+    private(set) var descriptionByteCount = 0
 
     // Not durable.
     /// Decided and replayed; the shard takes and appends it.
@@ -107,7 +109,9 @@ struct ConsumerGroup {
             {
                 instances[old] = nil
             }
+            if let known = members[key.memberID] { descriptionByteCount -= known.descriptionByteCount }
             members[key.memberID, default: ConsumerMember(id: key.memberID)].about = value
+            descriptionByteCount += members[key.memberID]?.descriptionByteCount ?? 0
             if let instance = value.instanceID { instances[instance] = key.memberID }
         case .consumerTarget(_, let value):
             targetEpoch = value?.assignmentEpoch ?? 0
@@ -153,11 +157,14 @@ struct ConsumerGroup {
                 for partition in epochs.keys { owners[topic, default: [:]][partition] = memberID }
             }
         }
-        members[memberID] = member
+        if members.updateValue(member, forKey: memberID) == nil {
+            descriptionByteCount += member.descriptionByteCount
+        }
     }
 
     private mutating func remove(_ memberID: String) {
         guard let member = members.removeValue(forKey: memberID) else { return }
+        descriptionByteCount -= member.descriptionByteCount
         release(member)
         targets[memberID] = nil
         if let instance = member.instanceID, instances[instance] == memberID { instances[instance] = nil }
@@ -228,6 +235,13 @@ struct ConsumerGroup {
             }
             upgraded.append(member)
         }
+        let byteCount = upgraded.reduce(0) { $0 + $1.descriptionByteCount + id.utf8.count * 4 }
+        guard byteCount <= GroupLimits.groupRecordBytesLimit else {
+            throw GroupRefusal(
+                .groupIDNotFound,
+                "Cannot upgrade classic group \(id) to consumer group: its members say \(byteCount) bytes about themselves, more than \(GroupLimits.groupRecordBytesLimit)."
+            )
+        }
         for member in upgraded { write(.consumerMember(id, member.id, member.about)) }
         write(.consumerGroup(id, epoch: classic.generation, metadataHash: 0))
         for member in upgraded { write(.consumerMemberTarget(id, member.id, Self.keys(member.assigned))) }
@@ -263,6 +277,8 @@ struct ConsumerGroup {
             throw GroupRefusal(
                 .invalidRegularExpression, "SubscribedTopicRegex \(text) is not valid: \(problem).")
         }
+        try checkDescription(
+            describe(request, client, members[replaced ?? memberID]), memberID, inPlaceOf: replaced ?? memberID)
         // From here on nothing is refused.
         if let replaced { replace(replaced, by: memberID, &outbox) }
         let before = members[memberID]
@@ -345,6 +361,26 @@ struct ConsumerGroup {
             throw GroupRefusal(
                 .groupMaxSizeReached,
                 "The consumer group has reached its maximum capacity of \(configuration.consumer.maxSize) members."
+            )
+        }
+    }
+
+    /// What is decided about a group at once must fit a batch of the log; most of it is what members say of
+    /// themselves.
+    func checkDescription(
+        _ about: ConsumerGroupMemberMetadataValue, _ memberID: String, inPlaceOf oldID: String
+    ) throws(GroupRefusal) {
+        let old = members[oldID]
+        if let old, oldID == memberID, old.about == about { return }
+        var new = ConsumerMember(id: memberID)
+        new.about = about
+        let byteCount =
+            descriptionByteCount - (old?.descriptionByteCount ?? 0) + new.descriptionByteCount
+            + id.utf8.count * 4 * (members.count + 1)
+        guard byteCount <= GroupLimits.groupRecordBytesLimit else {
+            throw GroupRefusal(
+                .groupMaxSizeReached,
+                "The members of the group say \(byteCount) bytes about themselves, more than \(GroupLimits.groupRecordBytesLimit)."
             )
         }
     }

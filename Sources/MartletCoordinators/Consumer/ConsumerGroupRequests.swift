@@ -105,6 +105,10 @@ extension GroupCoordinatorShard {
             throw invalid("MemberEpoch is invalid.")
         }
         if request.rebalanceTimeoutMs < -1 { throw invalid("RebalanceTimeoutMs is invalid.") }
+        for (name, field) in [(request.memberID, "MemberId"), (request.instanceID ?? "", "InstanceId")]
+        where name.utf8.count > GroupLimits.nameBytesLimit {
+            throw invalid("\(field) is longer than \(GroupLimits.nameBytesLimit) bytes.")
+        }
         let names = request.subscribedTopicNames ?? []
         let byteCount =
             names.reduce(0) { $0 + $1.utf8.count } + request.memberID.utf8.count

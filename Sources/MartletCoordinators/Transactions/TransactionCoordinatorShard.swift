@@ -708,11 +708,19 @@ package struct TransactionCoordinatorShard: ~Copyable {
                 continue
             }
         }
-        var rest = records[...]
-        while !rest.isEmpty {
-            append(Array(rest.prefix(TransactionLimits.tombstoneBatchLimit)), &effects)
-            rest = rest.dropFirst(TransactionLimits.tombstoneBatchLimit)
+        var batch: [TransactionRecord] = []
+        var byteCount = 0
+        for record in records {
+            let size = record.transactionalID.utf8.count + 64
+            if byteCount + size > TransactionLimits.tombstoneBatchBytesLimit {
+                append(batch, &effects)
+                batch = []
+                byteCount = 0
+            }
+            batch.append(record)
+            byteCount += size
         }
+        if !batch.isEmpty { append(batch, &effects) }
         expiration = ids.isEmpty ? nil : ids
         if !ids.isEmpty { effects.append(.schedule(.expiration, at: now.instant)) }
     }

@@ -259,8 +259,8 @@ package enum TransactionLimits {
     package static let markerRetryMilliseconds: ClosedRange<Int64> = 20...1_000
     /// Transactional ids looked at in one event of an expiration.
     package static let expirationStepLimit = 5_000
-    /// Tombstones in one record batch.
-    package static let tombstoneBatchLimit = 10_000
+    /// Bytes of tombstones in one record batch.
+    package static let tombstoneBatchBytesLimit = 1024 * 1024
 }
 
 /// What an operator can set, from the broker's configuration.
