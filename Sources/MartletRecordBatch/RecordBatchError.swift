@@ -36,7 +36,7 @@ package enum RecordBatchError: Error, Equatable, Sendable {
     case unexpectedOffsetDelta(recordIndex: Int32, offsetDelta: Int32)
     case timestampOverflow(recordIndex: Int32)
     case headerKeyNotUTF8(recordIndex: Int32)
-    case missingKey(recordIndex: Int32)
+    case missingKeys(recordIndexes: [Int32])
     case tooFewRecords(found: Int32, declared: Int32)
     case bytesAfterLastRecord(declared: Int32)
 
@@ -79,7 +79,7 @@ package enum RecordBatchError: Error, Equatable, Sendable {
         case .empty, .bytesAfterBatch, .oldFormat, .recordCountMismatch, .negativeBaseOffset,
             .controlBatchFromClient, .reservedAttributes, .deleteHorizonFromClient, .invalidProducerFields,
             .transactionalWithoutProducer, .recordTruncated, .recordLength, .recordLengthMismatch,
-            .varintOverflow, .fieldLength, .unexpectedOffsetDelta, .headerKeyNotUTF8, .missingKey,
+            .varintOverflow, .fieldLength, .unexpectedOffsetDelta, .headerKeyNotUTF8, .missingKeys,
             .tooFewRecords, .bytesAfterLastRecord, .damagedCompression, .unsupportedCompressionFeature,
             .bytesAfterCompression:
             ErrorCode(rawValue: 87)  // INVALID_RECORD
@@ -148,8 +148,9 @@ extension RecordBatchError: CustomStringConvertible {
             "base timestamp plus delta of record \(index) exceeds 64 bits"
         case .headerKeyNotUTF8(let index):
             "a header key of record \(index) is not UTF-8, which would stop its consumers"
-        case .missingKey(let index):
-            "record \(index) has no key, and the topic is compacted (cleanup.policy=compact); set a key"
+        case .missingKeys(let indexes):
+            (indexes.count > 1 ? "\(indexes.count) records have" : "record \(indexes.first ?? 0) has")
+                + " no key, and the topic is compacted (cleanup.policy=compact); set a key"
         case .tooFewRecords(let found, let declared):
             "the batch declares \(declared) records but contains \(found)"
         case .bytesAfterLastRecord(let declared):

@@ -32,15 +32,17 @@ package enum RecordBatchRecoder {
 }
 
 extension RecordBatchError {
-    /// Index of the record the error speaks of, where it is one record's fault (KIP-467).
-    package var recordIndex: Int32? {
+    /// Indexes of the records the error speaks of, where it is the fault of single records (KIP-467).
+    package var recordIndexes: [Int32] {
         switch self {
         case .recordTruncated(let index), .recordLength(let index, _), .recordLengthMismatch(let index),
             .varintOverflow(let index), .fieldLength(let index, _, _), .unexpectedOffsetDelta(let index, _),
-            .timestampOverflow(let index), .headerKeyNotUTF8(let index), .missingKey(let index):
-            index
+            .timestampOverflow(let index), .headerKeyNotUTF8(let index):
+            [index]
+        case .missingKeys(let indexes):
+            indexes
         case _:
-            nil
+            []
         }
     }
 }

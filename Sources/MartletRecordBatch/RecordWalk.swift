@@ -24,6 +24,9 @@ struct RecordWalk {
     var maxTimestampOffsetDelta: Int32 = 0
     /// Set while a record that does not fit the window is being walked.
     var partial: PartialRecord?
+    /// Records without the key that they need, the first ones; the client is told of each (KIP-467).
+    var keyless: [Int32] = []
+    private static let keylessLimit = 1_000
 
     init(header: RecordBatchHeader, limits: BatchLimits, requireKeys: Bool) {
         recordCount = header.recordCount
@@ -61,10 +64,16 @@ struct RecordWalk {
         }
     }
 
+    /// The record at `index` has no key.
+    mutating func noteMissingKey() {
+        if requireKeys, keyless.count < Self.keylessLimit { keyless.append(index) }
+    }
+
     /// After the last byte: were there as many records as declared?
     func finish() throws(RecordBatchError) {
         if partial != nil { throw .recordTruncated(recordIndex: index) }
         guard index == recordCount else { throw .tooFewRecords(found: index, declared: recordCount) }
+        guard keyless.isEmpty else { throw .missingKeys(recordIndexes: keyless) }
     }
 
     func varintError(_ failure: Int) -> RecordBatchError {
@@ -118,7 +127,7 @@ private func walkWholeRecord(
     var fields = RecordFields()
     try parseRecord(bytes, start, end, index: walk.index, &fields)
     try walk.noteRecord(timestampDelta: fields.timestampDelta, offsetDelta: fields.offsetDelta)
-    guard fields.keyLength >= 0 || !walk.requireKeys else { throw .missingKey(recordIndex: walk.index) }
+    if fields.keyLength < 0 { walk.noteMissingKey() }
     walk.index += 1
 }
 
@@ -238,7 +247,6 @@ struct PartialRecord {
             step = .headerKeyLength
             return
         case .keyLength:
-            if length == -1, walk.requireKeys { throw .missingKey(recordIndex: walk.index) }
             step = .key
         case .valueLength: step = .value
         case .headerKeyLength:
@@ -338,6 +346,7 @@ private func walkPartialRecord(
             let next = readVarint(bytes, position, end, &length)
             if next >= 0 {
                 position = next
+                if record.step == .keyLength, length == -1 { walk.noteMissingKey() }
                 try record.note(length: length, left: record.bytesLeft - (next - before), walk)
             } else if next == VarintFailure.overflow || recordEndsHere {
                 throw innerVarintError(next, walk.index)

@@ -149,9 +149,10 @@ import Testing
             let large = try client.produce(try makeBatch([String(repeating: "z", count: 3000)]), topic: "t")
             #expect(large.errorCode == ErrorCode.messageTooLarge.rawValue)
             #expect(large.errorMessage?.contains("max.message.bytes") == true)
-            let keyless = try client.produce(try makeBatch(["v"], key: nil), topic: "compacted")
+            let keyless = try client.produce(try makeBatch(["v", "w"], key: nil), topic: "compacted")
             #expect(keyless.errorCode == ErrorCode.invalidRecord.rawValue)
-            #expect(keyless.recordErrors.map(\.batchIndex) == [0])
+            #expect(keyless.recordErrors.map(\.batchIndex) == [0, 1])
+            #expect(keyless.recordErrors.last?.batchIndexErrorMessage?.hasPrefix("record 1 has no key") == true)
             #expect(try client.produce(nil, topic: "t").errorCode == ErrorCode.invalidRecord.rawValue)
             #expect(try client.produce(try makeBatch(["v"]), topic: "nowhere").errorCode
                 == ErrorCode.unknownTopicOrPartition.rawValue)

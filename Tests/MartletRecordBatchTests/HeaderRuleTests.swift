@@ -142,7 +142,7 @@ import Testing
     @Test func `every error has a code and a message that speaks of a remedy or a cause`() {
         let errors: [RecordBatchError] = [
             .empty, .codecUnavailable(.snappy), .codecUnavailable(.lz4), .codecUnavailable(.zstd),
-            .missingKey(recordIndex: 2), .inflatedTooLarge(.gzip, limit: 10),
+            .missingKeys(recordIndexes: [2]), .inflatedTooLarge(.gzip, limit: 10),
         ]
         #expect(errors.map(\.errorCode.rawValue) == [87, 76, 76, 76, 87, 10])
         #expect(errors[1].description.contains("libsnappy1v5"))

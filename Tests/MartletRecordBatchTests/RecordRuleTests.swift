@@ -79,7 +79,11 @@ private func record(
         let batch = try build(smallRecords, .init(codec: codec))
         #expect(
             refusal { () throws(RecordBatchError) in try validate(batch, requireKeys: true) }
-                == .missingKey(recordIndex: 1))
+                == .missingKeys(recordIndexes: [1]))
+        let several = try build([smallRecords[1], smallRecords[0], smallRecords[1]], .init(codec: codec))
+        #expect(
+            refusal { () throws(RecordBatchError) in try validate(several, requireKeys: true) }
+                == .missingKeys(recordIndexes: [0, 2]))
         let keyed = try build([smallRecords[0], smallRecords[2]], .init(codec: codec))
         #expect(refusal { () throws(RecordBatchError) in try validate(keyed, requireKeys: true) } == nil)
     }

@@ -186,7 +186,10 @@ package enum ProduceHandler {
     private static func rejection(_ error: RecordBatchError) -> ProduceRefusal {
         ProduceRefusal(
             error: error.errorCode, message: error.description,
-            recordErrors: error.recordIndex.map { [($0, error.description)] } ?? [])
+            recordErrors: error.recordIndexes.map { index in
+                guard case .missingKeys = error else { return (index, error.description) }
+                return (index, RecordBatchError.missingKeys(recordIndexes: [index]).description)
+            })
     }
 
     private enum Checked: @unchecked Sendable {
