@@ -599,7 +599,11 @@ extension PartitionLog {
         var start = logStartOffset
         for offset in snapshotOffsets.reversed() where offset <= indexedEnd.rawValue {
             let path = folder + "/" + LogFileName.make(offset, LogFileName.producerSnapshot)
-            if let bytes = try disk.readAll(path, limit: 256 << 20), let table = ProducerStateTable(decoding: bytes) {
+            if let bytes = try disk.readAll(path, limit: 256 << 20), let table = ProducerStateTable(decoding: bytes),
+                // What was open before a compacted end is decided by now, and its marker may have been taken:
+                // from here the walk would find no end of it.
+                offset >= checkpoint.compactedEnd.rawValue || table.openTransactions.isEmpty
+            {
                 producers = table
                 start = max(Offset(offset), logStartOffset)
                 break

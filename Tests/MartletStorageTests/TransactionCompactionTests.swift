@@ -153,6 +153,27 @@ import Testing
         #expect(again.producers.entries[1]?.lastSequence == 0)
     }
 
+    @Test func `an old snapshot does not open a transaction again whose marker compaction took`() throws {
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk), configuration)
+        try Fixture.append(log, Fixture.transactional((1, 0, 0), key: "k", value: "old"))
+        try fill(log, 0)
+        try Fixture.mark(log, 1, 1, commits: true)
+        try Fixture.append(log, Fixture.batch(bytes: 200, key: "k"))
+        try fill(log, 1)
+        for pass in 0..<5 as Range<Int64> { try compact(log, now: at(pass * 2000)) }
+        #expect(try batches(log, of: 1).map(\.recordCount) == [0], "nothing but the marker's header is left")
+        let image = disk.crashed(seed: 0)
+        let snapshots = image.files.filter { $0.hasSuffix(".snapshot") }.sorted()
+        // The newer ones are damaged.
+        #expect(snapshots.count > 3)
+        for path in snapshots.dropFirst(2) { try image.remove(path) }
+        let again = try Fixture.log(Fixture.directory(image), configuration)
+        #expect(again.producers.openTransactions.isEmpty)
+        #expect(again.lastStableOffset(highWatermark: again.logEndOffset) == again.logEndOffset)
+        #expect(again.producers.entries[1]?.epoch == 1)
+    }
+
     @Test(arguments: 0..<12 as Range<UInt64>)
     func `what consumers are shown of each key is the same before and after any passes`(seed: UInt64) throws {
         var generator = SplitMix64(seed: seed)
