@@ -27,6 +27,11 @@ extension TopicImage {
         log.compacts = topic.cleanupPolicy.contains(.compact)
         log.deleteRetentionMilliseconds = topic.deleteRetentionMilliseconds
         log.minimumCompactionLagMilliseconds = topic.minCompactionLagMilliseconds
+        if log.compacts, topic.maxCompactionLagMilliseconds < Int64.max {
+            log.maximumCompactionLagMilliseconds = topic.maxCompactionLagMilliseconds
+            // Only closed segments are compacted.
+            log.segmentMilliseconds = min(log.segmentMilliseconds, topic.maxCompactionLagMilliseconds)
+        }
         log.minimumCleanableRatio = topic.minCleanableDirtyRatio
         log.fileDeleteDelayMilliseconds = topic.fileDeleteDelayMilliseconds
         log.timestampType = topic.timestampSource == .logAppendTime ? .logAppendTime : .createTime

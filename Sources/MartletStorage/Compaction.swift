@@ -412,6 +412,8 @@ extension PartitionLog {
         else { return nil }
         let ceiling = lastStableOffset(highWatermark: min(ceiling, flushedEndOffset))
         let youngest = now.rawValue - configuration.minimumCompactionLagMilliseconds
+        let oldest = now.rawValue - (configuration.maximumCompactionLagMilliseconds ?? now.rawValue)
+        var isOverdue = false
         var sources: [CompactionPlan<D>.Source] = []
         var dirtyBytes = 0
         var totalBytes = 0
@@ -419,7 +421,10 @@ extension PartitionLog {
             for segment in segments.dropLast() {
                 guard segment.endOffset <= ceiling, segment.lastAppend.rawValue <= youngest else { break }
                 totalBytes += segment.size
-                if segment.endOffset > compactedEnd { dirtyBytes += segment.size }
+                if segment.endOffset > compactedEnd {
+                    dirtyBytes += segment.size
+                    if (segment.firstAppend ?? segment.lastAppend).rawValue <= oldest { isOverdue = true }
+                }
                 sources.append(
                     CompactionPlan.Source(
                         baseOffset: segment.baseOffset, endOffset: segment.endOffset, size: segment.size,
@@ -431,7 +436,7 @@ extension PartitionLog {
             throw directory.record(error)
         }
         guard totalBytes > 0, dirtyBytes > 0 || force,
-            force || Double(dirtyBytes) / Double(totalBytes) >= configuration.minimumCleanableRatio
+            force || isOverdue || Double(dirtyBytes) / Double(totalBytes) >= configuration.minimumCleanableRatio
         else { return nil }
         let aborted: [AbortedTransaction]
         do throws(ReadError) {

@@ -22,6 +22,9 @@ package struct LogConfiguration: Equatable, Sendable {
     package var deleteRetentionMilliseconds: Int64 = 24 * 3_600_000
     /// `min.compaction.lag.ms`
     package var minimumCompactionLagMilliseconds: Int64 = 0
+    /// `max.compaction.lag.ms`: what is older is compacted whatever ``minimumCleanableRatio`` says; nil waits for
+    /// that.
+    package var maximumCompactionLagMilliseconds: Int64?
     /// `min.cleanable.dirty.ratio`
     package var minimumCleanableRatio = 0.5
     /// `file.delete.delay.ms`: deleted segments stay on disk this long for readers that hold a region.

@@ -159,6 +159,19 @@ import Testing
         #expect(try log.planCompaction(now: at(0), ceiling: Offset(20)) == nil, "nothing is dirty")
     }
 
+    @Test func `what waited for max.compaction.lag.ms is compacted, however little of it there is`() throws {
+        var configuration = configuration(segmentBytes: 300)
+        configuration.minimumCleanableRatio = 1
+        configuration.maximumCompactionLagMilliseconds = 5_000
+        let log = try Fixture.log(Fixture.directory(SimulatedDisk()), configuration)
+        for index in 0..<20 { try Fixture.append(log, batch([("k\(index)", "old")])) }
+        try compact(log, now: at(0))
+        for index in 0..<8 { try Fixture.append(log, batch([("k\(index)", "new")]), now: at(1_000)) }
+        // The oldest of what is left was the newest of the first pass's active segment.
+        #expect(try log.planCompaction(now: at(4_999), ceiling: Offset(28)) == nil)
+        #expect(try log.planCompaction(now: at(5_000), ceiling: Offset(28)) != nil)
+    }
+
     @Test func `half-done files of a pass are cleared away at the next start`() throws {
         let disk = SimulatedDisk()
         let log = try Fixture.log(Fixture.directory(disk), configuration(segmentBytes: 300))
