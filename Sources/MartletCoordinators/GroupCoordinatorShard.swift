@@ -404,7 +404,13 @@ package struct GroupCoordinatorShard: ~Copyable {
         }
         let groupID = request.groupID
         // A consumer without group management may use the empty id; everybody else names a group.
-        guard groupID.utf8.count <= GroupLimits.groupIDBytesLimit else { return refuse(.invalidGroupID) }
+        guard groupID.utf8.count <= GroupLimits.groupIDBytesLimit, !groupID.isEmpty || producer == nil else {
+            return refuse(.invalidGroupID)
+        }
+        /// Clients do not look for the epochs' own code in an answer to TxnOffsetCommit.
+        func told(_ code: ErrorCode) -> ErrorCode {
+            producer != nil && code == .staleMemberEpoch ? .illegalGeneration : code
+        }
         // Clients before KIP-447 do not say of a transaction's offsets which member sends them.
         let isAnonymous =
             producer != nil && request.generationIDOrMemberEpoch < 0 && request.memberID.isEmpty
@@ -422,7 +428,7 @@ package struct GroupCoordinatorShard: ~Copyable {
                 epoch: request.generationIDOrMemberEpoch,
                 knowsEpochs: reportsMissingGroup || producer != nil)
             {
-                return refuse(code)
+                return refuse(told(code))
             }
             if group.members[request.memberID]?.usesClassicProtocol == true {
                 consumerGroups[groupID]?.heardOf(request.memberID, &outbox)
@@ -451,14 +457,15 @@ package struct GroupCoordinatorShard: ~Copyable {
                 var answer = OffsetCommitResponse.OffsetCommitResponsePartition()
                 answer.partitionIndex = partition.partitionIndex
                 let metadata = partition.committedMetadata ?? ""
-                if metadata.utf8.count > configuration.offsetMetadataMaxBytes {
+                // Counted as Kafka counts, whatever the setting is called.
+                if metadata.utf16.count > configuration.offsetMetadataMaxBytes {
                     answer.errorCode = ErrorCode.offsetMetadataTooLarge.rawValue
                 } else if !isAnonymous,
                     let code = consumerGroups[groupID]?.commitProblem(
                         memberID: request.memberID, epoch: request.generationIDOrMemberEpoch,
                         topic: topic.topicID, partition: partition.partitionIndex)
                 {
-                    answer.errorCode = code.rawValue
+                    answer.errorCode = told(code).rawValue
                 } else if offsets.offsetCount + pendingOffsets.offsetCount + records.count
                     >= GroupLimits.offsetCountLimit
                 {
@@ -544,6 +551,7 @@ package struct GroupCoordinatorShard: ~Copyable {
                     result.errorCode = ErrorCode.groupSubscribedToTopic.rawValue
                 } else if offsets.offset(
                     group: request.groupID, topic: topic.name, partition: partition.partitionIndex) != nil
+                    || isUnstable(group: request.groupID, topic: topic.name, partition: partition.partitionIndex)
                 {
                     records.append(
                         OffsetStore.tombstone(
@@ -683,6 +691,17 @@ package struct GroupCoordinatorShard: ~Copyable {
         if !batch.isEmpty { outbox.append(batch, then: continuations) }
     }
 
+    /// Records that remove all offsets of a group, those of open transactions too.
+    private func allOffsetTombstones(_ groupID: String) -> [CoordinatorRecord] {
+        let pending = pendingOffsets.partitions(group: groupID).sorted().filter {
+            offsets.offset(group: groupID, topic: $0.topic, partition: $0.partition.rawValue) == nil
+        }
+        return offsets.tombstones(group: groupID)
+            + pending.map {
+                OffsetStore.tombstone(group: groupID, topic: $0.topic, partition: $0.partition.rawValue)
+            }
+    }
+
     // MARK: Groups as a whole
 
     private mutating func deleteGroups(_ id: RequestID, _ ids: [String], _ outbox: inout Outbox) {
@@ -693,14 +712,14 @@ package struct GroupCoordinatorShard: ~Copyable {
             var result = DeleteGroupsResponse.DeletableGroupResult()
             result.groupID = groupID
             if let group = consumerGroups[groupID] {
-                if group.isEmpty, !pendingOffsets.hasOffsets(group: groupID) {
-                    records.append(contentsOf: offsets.tombstones(group: groupID) + group.tombstones())
+                if group.isEmpty {
+                    records.append(contentsOf: allOffsetTombstones(groupID) + group.tombstones())
                 } else {
                     result.errorCode = ErrorCode.nonEmptyGroup.rawValue
                 }
             } else if let group = groups[groupID] {
-                if group.isEmpty, !pendingOffsets.hasOffsets(group: groupID) {
-                    records.append(contentsOf: offsets.tombstones(group: groupID))
+                if group.isEmpty {
+                    records.append(contentsOf: allOffsetTombstones(groupID))
                     if group.persisted != nil { records.append(ClassicGroup.tombstone(groupID)) }
                 } else {
                     result.errorCode = ErrorCode.nonEmptyGroup.rawValue

@@ -133,13 +133,69 @@ extension ShardHarness {
         let harness = ShardHarness()
         _ = harness.txnCommit("g", [("t", 0, 9)], producer: 1)
         #expect(harness.groupCount == 1)
-        guard case .deleteGroups(let refused)? = harness.ask(.deleteGroups(["g"])) else {
+        _ = harness.endTransaction(1, commits: false)
+        #expect(harness.groupCount == 0)
+    }
+
+    @Test func `go with their group, or by themselves, where an administrator deletes them`() {
+        let harness = ShardHarness()
+        _ = harness.commit("g", [("t", 0, 1)])
+        for group in ["g", "h"] {
+            _ = harness.txnCommit(group, [("t", 0, 9), ("t", 1, 9), ("t", 2, 9)], producer: 1)
+        }
+        var delete = OffsetDeleteRequest()
+        delete.groupID = "h"
+        var topic = OffsetDeleteRequest.OffsetDeleteRequestTopic()
+        topic.name = "t"
+        var partition = OffsetDeleteRequest.OffsetDeleteRequestPartition()
+        partition.partitionIndex = 2
+        topic.partitions = [partition]
+        delete.topics = [topic]
+        guard case .offsetDelete(let deleted)? = harness.ask(.offsetDelete(delete)),
+            case .deleteGroups(let results)? = harness.ask(.deleteGroups(["g"]))
+        else {
             Issue.record("no answer")
             return
         }
-        #expect(refused.map(\.errorCode) == [ErrorCode.nonEmptyGroup.rawValue])
-        _ = harness.endTransaction(1, commits: false)
-        #expect(harness.groupCount == 0)
+        #expect(deleted.errorCode == 0 && results.map(\.errorCode) == [0])
+        #expect(harness.successor().durableState() == harness.durableState())
+        _ = harness.endTransaction(1, commits: true)
+        #expect(harness.fetched(harness.fetch("g")) == [:])
+        #expect(harness.fetched(harness.fetch("h")) == ["t-0": 9, "t-1": 9])
+        #expect(harness.groupCount == 1)
+        #expect(harness.successor().durableState() == harness.durableState())
+    }
+
+    @Test func `from members of the consumer protocol count from their epoch`() {
+        let harness = ShardHarness(topics: [ShardHarness.topic("t", 4)])
+        let members = harness.settledGroup("g", ["m1", "m2"])
+        let epoch = members["m1"]?.epoch ?? 0
+        let own = members["m1"]?.parts["t"]?.min() ?? -1
+        let other = members["m2"]?.parts["t"]?.min() ?? -1
+        func commit(_ member: String, _ epoch: Int32, _ partition: Int32) -> ErrorCode? {
+            harness.txnCommit("g", [("t", partition, 7)], producer: 1, member: member, generation: epoch)
+        }
+        #expect(commit("m1", epoch, own) == ErrorCode.none)
+        // Clients know no code of the epochs in this answer.
+        #expect(commit("m1", epoch + 1, own) == .illegalGeneration)
+        #expect(commit("m1", epoch - 1, other) == .illegalGeneration)
+        #expect(commit("ghost", epoch, own) == .unknownMemberID)
+        #expect(commit("", -1, other) == ErrorCode.none, "an old client's, whom its producer epoch fences")
+        _ = harness.endTransaction(1, commits: true)
+        #expect(harness.fetched(harness.fetch("g")) == ["t-\(own)": 7, "t-\(other)": 7])
+        // The zombie: it was thrown out while its transaction ran.
+        harness.beat("g", ShardHarness.Beat(member: "m1", epoch: -1))
+        #expect(commit("m1", epoch, own) == .unknownMemberID)
+        #expect(harness.successor().durableState() == harness.durableState())
+    }
+
+    @Test func `need a group, and metadata as long as Kafka lets it be`() {
+        let harness = ShardHarness()
+        #expect(harness.txnCommit("", [("t", 0, 1)], producer: 1) == .invalidGroupID)
+        #expect(harness.commitCode(harness.commit("", [("t", 0, 1)])) == ErrorCode.none)
+        let long = String(repeating: "é", count: 4_096)
+        #expect(harness.commitCode(harness.commit("g", [("t", 0, 1)], metadata: long)) == ErrorCode.none)
+        #expect(harness.commitCode(harness.commit("g", [("t", 0, 1)], metadata: long + "é")) == .offsetMetadataTooLarge)
     }
 
     @Test func `of a deleted topic do not come back with their transaction`() {
