@@ -116,6 +116,14 @@ package enum GroupRequest: Sendable, Equatable {
     /// The last rebalance of each group that had one, of either kind.
     case lastRebalances([String])
 
+    /// Whether it is part of a producer's transaction, or the end of one.
+    package var isProducers: Bool {
+        switch self {
+        case .txnOffsetCommit, .endTransaction: true
+        case _: false
+        }
+    }
+
     /// Whether the request may make a group for which topics matter.
     package var concernsTopics: Bool {
         if case .consumerGroupHeartbeat = self { true } else { false }

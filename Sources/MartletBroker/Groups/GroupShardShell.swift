@@ -70,10 +70,16 @@ final class GroupShardShell: @unchecked Sendable {
         switch phase {
         case .active:
             if request.concernsTopics || core.hasConsumerGroups { tellTopics() }
-            if let code = fence(request) {
-                answer(id, GroupCoordinatorShard.refusal(request, code))
-            } else {
-                handle(.requested(id, request))
+            guard request.isProducers, let partition = loop.partition(key), !partition.isOpen else {
+                return serve(id, request)
+            }
+            // A log that nobody used for long was closed; only it knows what a late request is.
+            let incarnation = self.incarnation
+            partition.whenOpen { _ in
+                guard incarnation == self.incarnation, case .active = self.phase else {
+                    return self.answer(id, GroupCoordinatorShard.refusal(request, .coordinatorLoadInProgress))
+                }
+                self.serve(id, request)
             }
         case .loading(var queue):
             guard queue.count < Self.loadingQueueLimit else {
@@ -94,6 +100,14 @@ final class GroupShardShell: @unchecked Sendable {
             load()
         case .resigned:
             answer(id, GroupCoordinatorShard.refusal(request, .notCoordinator))
+        }
+    }
+
+    private func serve(_ id: RequestID, _ request: GroupRequest) {
+        if let code = fence(request) {
+            answer(id, GroupCoordinatorShard.refusal(request, code))
+        } else {
+            handle(.requested(id, request))
         }
     }
 
@@ -425,13 +439,7 @@ final class GroupShardShell: @unchecked Sendable {
             metadata: [
                 "partition": "\(index)", "groups": "\(core.groupCount)", "offsets": "\(core.offsetCount)",
             ])
-        for (id, request) in queue {
-            if let code = fence(request) {
-                answer(id, GroupCoordinatorShard.refusal(request, code))
-            } else {
-                handle(.requested(id, request))
-            }
-        }
+        for (id, request) in queue { serve(id, request) }
     }
 
     private func loadFailed(_ cause: String) {
