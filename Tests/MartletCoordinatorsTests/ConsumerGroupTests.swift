@@ -184,6 +184,32 @@ private func harness(_ configuration: ConsumerGroupConfiguration = .init()) -> S
         #expect(harness.parts(again) == ["t": [0, 1]])
     }
 
+    @Test func `an older heartbeat that arrives late proves nothing about what its member has by now`() {
+        let harness = harness()
+        let all: Parts = ["t": [0, 1, 2, 3]]
+        harness.beat("g", .join("m1"))
+        harness.beat("g", .join("m2"))
+        let kept = harness.parts(harness.beat("g", Beat(member: "m1", epoch: 1, owned: all))) ?? [:]
+        #expect(kept["t"]?.count == 2)
+        #expect(harness.beat("g", Beat(member: "m1", epoch: 1, owned: kept)).memberEpoch == 2)
+        // m1 gets everything back, and is asked again.
+        harness.beat("g", Beat(member: "m2", epoch: -1))
+        let whole = harness.beat("g", Beat(member: "m1", epoch: 2, owned: kept))
+        #expect(whole.memberEpoch == 3 && harness.parts(whole) == all)
+        let other = harness.beat("g", .join("m3"))
+        let asked = harness.beat("g", Beat(member: "m1", epoch: 3, owned: all))
+        #expect(asked.memberEpoch == 3 && harness.parts(asked) == kept)
+        // From between: it had no more then. It has more now, and works with it.
+        #expect(harness.code("g", Beat(member: "m1", epoch: 2, owned: kept)) == .none)
+        let waiting = harness.beat("g", Beat(member: "m3", epoch: other.memberEpoch, owned: [:]))
+        #expect(harness.parts(waiting).map { $0["t"]?.isEmpty ?? true } ?? true, "one owner at a time (I17)")
+        #expect(harness.state("g")?.members["m1"]?.state == .unrevoked)
+        // Until it says so itself.
+        #expect(harness.beat("g", Beat(member: "m1", epoch: 3, owned: kept)).memberEpoch == 4)
+        let given = harness.beat("g", Beat(member: "m3", epoch: waiting.memberEpoch, owned: [:]))
+        #expect(harness.parts(given)?["t"]?.count == 2)
+    }
+
     @Test func `a fenced member joins again under its id and gets its part back`() {
         let harness = harness()
         var members = harness.settledGroup("g", ["m1", "m2"])
