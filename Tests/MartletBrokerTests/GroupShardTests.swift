@@ -5,48 +5,79 @@ import MartletLogModel
 import NIOCore
 import Testing
 
+private let settings = [
+    "offsets.topic.num.partitions": "1", "transaction.state.log.num.partitions": "1",
+    "group.initial.rebalance.delay.ms": "0", "connections.max.idle.ms": "86400000",
+]
+
+extension SteppedBroker {
+    /// Makes the topics of the coordinators of group `g` and transactional id `x`, and the topic `t`.
+    fileprivate func prepare() throws {
+        var find = FindCoordinatorRequest()
+        for (type, name) in [(Int8(0), "g"), (1, "x")] {
+            find.keyType = type
+            find.coordinatorKeys = [name]
+            _ = try call(find)
+        }
+        var create = CreateTopicsRequest()
+        var topic = CreateTopicsRequest.CreatableTopic()
+        topic.name = "t"
+        topic.numPartitions = 1
+        topic.replicationFactor = 1
+        create.topics = [topic]
+        #expect(try call(create).topics.map(\.errorCode) == [0])
+    }
+
+    fileprivate func initialize() throws -> (id: Int64, epoch: Int16) {
+        var request = InitProducerIdRequest(transactionalID: "x")
+        request.transactionTimeoutMs = 60_000
+        let answer = try call(request, version: 5)
+        #expect(answer.errorCode == 0)
+        return (answer.producerID, answer.producerEpoch)
+    }
+
+    /// Commits an offset of `t` for `g` in the producer's transaction of the second protocol.
+    fileprivate func commit(
+        _ offset: Int64, by producer: (id: Int64, epoch: Int16), member: String = "", epoch: Int32 = -1
+    ) throws -> [ErrorCode] {
+        var request = TxnOffsetCommitRequest()
+        request.transactionalID = "x"
+        request.groupID = "g"
+        request.producerID = producer.id
+        request.producerEpoch = producer.epoch
+        request.memberID = member
+        request.generationIDOrMemberEpoch = epoch
+        var partition = TxnOffsetCommitRequest.TxnOffsetCommitRequestPartition()
+        partition.committedOffset = offset
+        var topic = TxnOffsetCommitRequest.TxnOffsetCommitRequestTopic()
+        topic.name = "t"
+        topic.partitions = [partition]
+        request.topics = [topic]
+        return try call(request, version: 5).topics.flatMap { $0.partitions.map { ErrorCode(rawValue: $0.errorCode) } }
+    }
+
+    /// The producer's next identity.
+    fileprivate func end(_ producer: (id: Int64, epoch: Int16), commits: Bool) throws -> (id: Int64, epoch: Int16) {
+        var request = EndTxnRequest()
+        request.transactionalID = "x"
+        request.producerID = producer.id
+        request.producerEpoch = producer.epoch
+        request.committed = commits
+        let answer = try call(request, version: 5)
+        #expect(answer.errorCode == 0)
+        return (answer.producerID, answer.producerEpoch)
+    }
+}
+
 @Suite struct `Group coordinator shards` {
     @Test func `a late marker is refused without harm where the log has been closed for lack of use`() async throws {
         try await withTemporaryFolder { folder in
-            let broker = try SteppedBroker(
-                [
-                    "offsets.topic.num.partitions": "1", "transaction.state.log.num.partitions": "1",
-                    "group.initial.rebalance.delay.ms": "0",
-                ], folder: folder)
-            var find = FindCoordinatorRequest()
-            for (type, name) in [(Int8(0), "g"), (1, "x")] {
-                find.keyType = type
-                find.coordinatorKeys = [name]
-                _ = try broker.call(find)
-            }
-            var create = CreateTopicsRequest()
-            var topic = CreateTopicsRequest.CreatableTopic()
-            topic.name = "t"
-            topic.numPartitions = 1
-            topic.replicationFactor = 1
-            create.topics = [topic]
-            #expect(try broker.call(create).topics.map(\.errorCode) == [0])
-
+            let broker = try SteppedBroker(settings, folder: folder)
+            try broker.prepare()
             // A transaction with offsets, and its end: the partition knows the producer's next epoch.
-            let producer = try broker.call(InitProducerIdRequest(transactionalID: "x"), version: 5)
-            var commit = TxnOffsetCommitRequest()
-            commit.transactionalID = "x"
-            commit.groupID = "g"
-            commit.producerID = producer.producerID
-            commit.producerEpoch = producer.producerEpoch
-            var partition = TxnOffsetCommitRequest.TxnOffsetCommitRequestPartition()
-            partition.committedOffset = 3
-            var committed = TxnOffsetCommitRequest.TxnOffsetCommitRequestTopic()
-            committed.name = "t"
-            committed.partitions = [partition]
-            commit.topics = [committed]
-            #expect(try broker.call(commit, version: 5).topics.map { $0.partitions.map(\.errorCode) } == [[0]])
-            var end = EndTxnRequest()
-            end.transactionalID = "x"
-            end.producerID = producer.producerID
-            end.producerEpoch = producer.producerEpoch
-            end.committed = true
-            #expect(try broker.call(end, version: 5).errorCode == 0)
+            let identity = try broker.initialize()
+            #expect(try broker.commit(3, by: identity) == [.none])
+            _ = try broker.end(identity, commits: true)
 
             let offsets = try #require(broker.loop.image.topicID(named: "__consumer_offsets"))
             let key = PartitionKey(topicID: offsets, partition: PartitionIndex(0))
@@ -70,8 +101,8 @@ import Testing
             #expect(first.errorCode == ErrorCode.memberIDRequired.rawValue)
 
             var marker = WriteTxnMarkersRequest.WritableTxnMarker()
-            marker.producerID = producer.producerID
-            marker.producerEpoch = producer.producerEpoch
+            marker.producerID = identity.id
+            marker.producerEpoch = identity.epoch
             marker.transactionResult = false
             marker.coordinatorEpoch = 0
             var marked = WriteTxnMarkersRequest.WritableTxnMarkerTopic()
@@ -87,6 +118,65 @@ import Testing
             join.memberID = first.memberID
             #expect(try broker.call(join).errorCode == 0, "the coordinator still knows the member")
             try broker.stop()
+        }
+    }
+
+    @Test func `a member of the consumer protocol commits in transactions, with its epoch`() async throws {
+        try await withTemporaryFolder { folder in
+            let broker = try SteppedBroker(settings, folder: folder)
+            try broker.prepare()
+            var join = ConsumerGroupHeartbeatRequest()
+            join.groupID = "g"
+            join.memberID = "m"
+            join.rebalanceTimeoutMs = 60_000
+            join.subscribedTopicNames = ["t"]
+            join.topicPartitions = []
+            let joined = try broker.call(join)
+            #expect(joined.errorCode == 0)
+            let epoch = joined.memberEpoch
+            var producer = try broker.initialize()
+
+            func fetched() throws -> (Int64, ErrorCode) {
+                var group = OffsetFetchRequest.OffsetFetchRequestGroup()
+                group.groupID = "g"
+                group.memberID = "m"
+                group.memberEpoch = epoch
+                var topic = OffsetFetchRequest.OffsetFetchRequestTopics()
+                topic.name = "t"
+                topic.partitionIndexes = [0]
+                group.topics = [topic]
+                var request = OffsetFetchRequest()
+                request.groups = [group]
+                request.requireStable = true
+                let part = try broker.call(request, version: 9).groups.first?.topics.first?.partitions.first
+                return (part?.committedOffset ?? -2, ErrorCode(rawValue: part?.errorCode ?? -1))
+            }
+
+            #expect(try broker.commit(5, by: producer, member: "m", epoch: epoch) == [.none])
+            #expect(try fetched() == (-1, .unstableOffsetCommit))
+            let late = producer
+            producer = try broker.end(producer, commits: true)
+            #expect(try fetched() == (5, .none))
+            // Of another epoch, of nobody, of the transaction before.
+            #expect(try broker.commit(6, by: producer, member: "m", epoch: epoch + 1) == [.illegalGeneration])
+            #expect(try broker.commit(6, by: producer, member: "ghost", epoch: epoch) == [.unknownMemberID])
+            #expect(try broker.commit(6, by: late, member: "m", epoch: epoch) == [.invalidProducerEpoch])
+            #expect(try broker.commit(7, by: producer, member: "m", epoch: epoch) == [.none])
+            producer = try broker.end(producer, commits: false)
+            #expect(try fetched() == (5, .none))
+            // What was committed in transactions is there for the next coordinator.
+            #expect(try broker.commit(8, by: producer, member: "m", epoch: epoch) == [.none])
+            producer = try broker.end(producer, commits: true)
+            try broker.stop()
+            let next = try SteppedBroker(settings, folder: folder)
+            var group = OffsetFetchRequest.OffsetFetchRequestGroup()
+            group.groupID = "g"
+            group.topics = nil
+            var request = OffsetFetchRequest()
+            request.groups = [group]
+            let whole = try next.call(request, version: 9).groups.first?.topics.first?.partitions.first
+            #expect(whole?.committedOffset == 8)
+            try next.stop()
         }
     }
 }
