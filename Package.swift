@@ -198,7 +198,8 @@ let package = Package(
             name: "MartletBrokerTests",
             dependencies: [
                 "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletController", "MartletStorage",
-                "MartletBroker", "MartletClient", "MartletTestSupport", "CMartletAllocationCounter", nioCore, nioPosix,
+                "MartletBroker", "MartletClient", "MartletSimulatorKit", "MartletTestSupport", "CMartletAllocationCounter",
+                nioCore, nioPosix,
                 .product(name: "NIOEmbedded", package: "swift-nio"), logging,
             ],
             exclude: ["Fixtures"], swiftSettings: relaxed),

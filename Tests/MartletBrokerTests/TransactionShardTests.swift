@@ -3,6 +3,7 @@ import MartletController
 import MartletKafkaProtocol
 import MartletLogModel
 import MartletRecordBatch
+import MartletSimulatorKit
 import MartletStorage
 import NIOCore
 import Synchronization
@@ -74,5 +75,66 @@ private final class ScarceDisk: Disk {
         #expect(partition.lastStableOffset == Offset(2))
         #expect(partition.highWatermark == Offset(2))
         try broker.stop()
+    }
+
+    @Test(arguments: 0..<24 as Range<UInt64>)
+    func `no power cut leaves a transaction open that its coordinator takes for ended`(seed: UInt64) throws {
+        let settings = ["transaction.state.log.num.partitions": "1"]
+        let disk = SimulatedDisk()
+        let broker = try SteppedBroker(settings, folder: "/data", disk: disk)
+        var create = CreateTopicsRequest()
+        var topic = CreateTopicsRequest.CreatableTopic()
+        topic.name = "t"
+        topic.numPartitions = 1
+        topic.replicationFactor = 1
+        var config = CreateTopicsRequest.CreatableTopicConfig()
+        config.name = "martlet.durability"
+        config.value = "relaxed"
+        topic.configs = [config]
+        create.topics = [topic]
+        let id = try #require(try broker.call(create).topics.first?.topicID)
+        var find = FindCoordinatorRequest()
+        find.keyType = 1
+        find.coordinatorKeys = ["x"]
+        _ = try broker.call(find)
+        var initialize = InitProducerIdRequest(transactionalID: "x")
+        initialize.transactionTimeoutMs = 1_000
+        let initialized = try broker.call(initialize, version: 5)
+        var producer = (id: initialized.producerID, epoch: initialized.producerEpoch)
+        for commits in [true, false] {
+            var builder = RecordBatchBuilder()
+            try builder.append(key: nil, value: ByteBuffer(string: "\(commits)"), timestamp: 1)
+            let batch = try builder.build(
+                RecordBatchBuilder.Options(
+                    producerID: producer.id, producerEpoch: producer.epoch, baseSequence: 0, isTransactional: true))
+            var data = ProduceRequest.PartitionProduceData()
+            data.records = batch
+            var part = ProduceRequest.TopicProduceData()
+            part.name = "t"
+            part.partitionData = [data]
+            var produce = ProduceRequest()
+            produce.transactionalID = "x"
+            produce.acks = -1
+            produce.timeoutMs = 1_000
+            produce.topicData = [part]
+            let produced = try broker.call(produce, version: 12)
+            #expect(produced.responses.first?.partitionResponses.first?.errorCode == 0)
+            var end = EndTxnRequest()
+            end.transactionalID = "x"
+            end.producerID = producer.id
+            end.producerEpoch = producer.epoch
+            end.committed = commits
+            let ended = try broker.call(end, version: 5)
+            #expect(ended.errorCode == 0)
+            producer = (ended.producerID, ended.producerEpoch)
+        }
+        let next = try SteppedBroker(settings, folder: "/data", disk: disk.crashed(seed: seed))
+        next.advance(by: .seconds(30))
+        let partition = try #require(
+            next.loop.partition(PartitionKey(topicID: id, partition: PartitionIndex(0))))
+        next.advance(by: .seconds(1))
+        #expect(partition.isOpen)
+        #expect(partition.lastStableOffset == partition.highWatermark, "seed \(seed)")
+        try next.stop()
     }
 }

@@ -41,6 +41,16 @@ package final class Partition: @unchecked Sendable {
         var index: Int
         var outcome: AppendOutcome
         var whenCommitted: ((ProduceResult) -> Void)?
+        /// Answered when it is flushed, also where the topic answers before.
+        var waitsForFlush = false
+    }
+
+    /// An append that waits for the flush of a relaxed topic.
+    private struct FlushWaiter {
+        /// Exclusive end of what must be flushed.
+        var end: Offset
+        var result: ProduceResult
+        var whenFlushed: (ProduceResult) -> Void
     }
 
     /// An append that waits for the high watermark.
@@ -62,6 +72,8 @@ package final class Partition: @unchecked Sendable {
     private var staged: [Staged] = []
     private var isDirty = false
     private var waiting: [AppendID: Waiting] = [:]
+    /// In the order of the log.
+    private var flushWaiters: [FlushWaiter] = []
     private var nextAppendID: UInt64 = 0
     private var fetchWaiters: [FetchWaiter] = []
     private var isFlushing = false
@@ -271,7 +283,7 @@ package final class Partition: @unchecked Sendable {
             lastUse = loop.eventLoop.now
         }
         guard case .open(let log) = phase, lastUse <= deadline, !isFlushing, !isDirty, !maintenanceRunning,
-            waiting.isEmpty, fetchWaiters.isEmpty
+            waiting.isEmpty, flushWaiters.isEmpty, fetchWaiters.isEmpty
         else { return }
         phase = .opening([])
         let transfer = LogTransfer(log)
@@ -362,16 +374,22 @@ package final class Partition: @unchecked Sendable {
     /// Appends a batch of the broker itself (group offsets); `whenCommitted` runs on this loop once the
     /// high watermark has passed it, or with the error.
     ///
-    /// - Parameter checksSequence: false for offsets that are part of a producer's transaction.
+    /// - Parameters:
+    ///   - checksSequence: false for offsets that are part of a producer's transaction.
+    ///   - waitsForFlush: what depends on the batch must not outlive it, not even on a relaxed topic.
     package func appendInternal(
-        _ batch: ByteBuffer, checksSequence: Bool = true, whenCommitted: @escaping (ProduceResult) -> Void
+        _ batch: ByteBuffer, checksSequence: Bool = true, waitsForFlush: Bool = false,
+        whenCommitted: @escaping (ProduceResult) -> Void
     ) {
         wasUsed = true
         do throws(RecordBatchError) {
             let header = try RecordBatchHeader(reading: batch, at: batch.readerIndex)
             switch stage(batch, header: header, checksSequence: checksSequence) {
             case .success(let outcome):
-                staged.append(Staged(request: nil, index: 0, outcome: outcome, whenCommitted: whenCommitted))
+                staged.append(
+                    Staged(
+                        request: nil, index: 0, outcome: outcome, whenCommitted: whenCommitted,
+                        waitsForFlush: waitsForFlush))
             case .failure(let rejection):
                 whenCommitted(ProduceResult(error: rejection.code, message: rejection.cause))
             }
@@ -380,7 +398,10 @@ package final class Partition: @unchecked Sendable {
         }
     }
 
-    /// Appends the end of a producer's transaction; `whenCommitted` as for ``appendInternal(_:checksSequence:whenCommitted:)``.
+    /// Appends the end of a producer's transaction; `whenCommitted` as for
+    /// ``appendInternal(_:checksSequence:waitsForFlush:whenCommitted:)``, but not before the marker is flushed: its
+    /// coordinator forgets the transaction then, and a marker that vanished with the power would leave it open here
+    /// for ever, or to the outcome of the producer's next one.
     package func appendMarker(_ marker: MarkerAppend, whenCommitted: @escaping (ProduceResult) -> Void) {
         wasUsed = true
         let outcome = stage { (log, epoch) throws(AppendError) in
@@ -389,7 +410,8 @@ package final class Partition: @unchecked Sendable {
         switch outcome {
         case .success(let outcome):
             admissions[marker.producerID]?.isValid = false
-            staged.append(Staged(request: nil, index: 0, outcome: outcome, whenCommitted: whenCommitted))
+            staged.append(
+                Staged(request: nil, index: 0, outcome: outcome, whenCommitted: whenCommitted, waitsForFlush: true))
         case .failure(let rejection):
             whenCommitted(ProduceResult(error: rejection.code, message: rejection.cause))
         }
@@ -464,6 +486,11 @@ package final class Partition: @unchecked Sendable {
             }
             let result = ProduceResult.appended(
                 baseOffset: base.rawValue, logAppendTime: appendTime, logStartOffset: logStart)
+            if append.waitsForFlush, replica.durability == .relaxed, let whenFlushed = append.whenCommitted {
+                replica.appended(upTo: end, waiter: nil, into: &effects)
+                flushWaiters.append(FlushWaiter(end: end, result: result, whenFlushed: whenFlushed))
+                continue
+            }
             let waits = append.request.map { $0.acks == -1 } ?? true
             guard waits else {
                 if !isRepeat { replica.appended(upTo: end, waiter: nil, into: &effects) }
@@ -486,7 +513,7 @@ package final class Partition: @unchecked Sendable {
         // the active segment.
         let hasRolled = log.segmentCount != segmentCount
         segmentCount = log.segmentCount
-        if replica.durability == .fsync || hasRolled { requestFlush() }
+        if replica.durability == .fsync || hasRolled || !flushWaiters.isEmpty { requestFlush() }
     }
 
     private func runEffects() {
@@ -549,6 +576,9 @@ package final class Partition: @unchecked Sendable {
             loop.appendStoppedWaiting()
             deliver(append.request, append.index, result, append.whenCommitted)
         }
+        let unflushed = flushWaiters
+        flushWaiters = []
+        for waiter in unflushed { waiter.whenFlushed(result) }
         wakeFetches()
     }
 
@@ -599,6 +629,10 @@ package final class Partition: @unchecked Sendable {
         failedFlushCount = 0
         replica.flushed(upTo: log.flushedEndOffset, into: &effects)
         runEffects()
+        while let waiter = flushWaiters.first, waiter.end <= log.flushedEndOffset {
+            flushWaiters.removeFirst()
+            waiter.whenFlushed(waiter.result)
+        }
         log.recordHighWatermark(replica.highWatermark)
         if flushWanted { requestFlush() }
         if closePromise != nil, !isFlushing { finishClosing() }

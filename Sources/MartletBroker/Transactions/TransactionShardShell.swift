@@ -211,7 +211,7 @@ final class TransactionShardShell: @unchecked Sendable {
         }
         // The answer may come before `appendInternal` returns; the core must have finished its effects by then.
         partition.whenOpen { partition in
-            partition.appendInternal(batch) { result in
+            partition.appendInternal(batch, waitsForFlush: true) { result in
                 self.loop.eventLoop.assumeIsolated().execute { done(result) }
             }
         }
