@@ -40,6 +40,16 @@ extension SteppedBroker {
     fileprivate func commit(
         _ offset: Int64, by producer: (id: Int64, epoch: Int16), member: String = "", epoch: Int32 = -1
     ) throws -> [ErrorCode] {
+        codes(try call(commitRequest(offset, by: producer, member: member, epoch: epoch), version: 5))
+    }
+
+    fileprivate func codes(_ response: TxnOffsetCommitResponse) -> [ErrorCode] {
+        response.topics.flatMap { $0.partitions.map { ErrorCode(rawValue: $0.errorCode) } }
+    }
+
+    fileprivate func commitRequest(
+        _ offset: Int64, by producer: (id: Int64, epoch: Int16), member: String = "", epoch: Int32 = -1
+    ) -> TxnOffsetCommitRequest {
         var request = TxnOffsetCommitRequest()
         request.transactionalID = "x"
         request.groupID = "g"
@@ -53,19 +63,23 @@ extension SteppedBroker {
         topic.name = "t"
         topic.partitions = [partition]
         request.topics = [topic]
-        return try call(request, version: 5).topics.flatMap { $0.partitions.map { ErrorCode(rawValue: $0.errorCode) } }
+        return request
     }
 
     /// The producer's next identity.
     fileprivate func end(_ producer: (id: Int64, epoch: Int16), commits: Bool) throws -> (id: Int64, epoch: Int16) {
+        let answer = try call(endRequest(producer, commits: commits), version: 5)
+        #expect(answer.errorCode == 0)
+        return (answer.producerID, answer.producerEpoch)
+    }
+
+    fileprivate func endRequest(_ producer: (id: Int64, epoch: Int16), commits: Bool) -> EndTxnRequest {
         var request = EndTxnRequest()
         request.transactionalID = "x"
         request.producerID = producer.id
         request.producerEpoch = producer.epoch
         request.committed = commits
-        let answer = try call(request, version: 5)
-        #expect(answer.errorCode == 0)
-        return (answer.producerID, answer.producerEpoch)
+        return request
     }
 }
 
@@ -117,6 +131,22 @@ extension SteppedBroker {
                     == [ErrorCode.invalidProducerEpoch.rawValue])
             join.memberID = first.memberID
             #expect(try broker.call(join).errorCode == 0, "the coordinator still knows the member")
+            try broker.stop()
+        }
+    }
+
+    @Test func `the first offsets of a transaction may be here before the marker of the one before`() async throws {
+        try await withTemporaryFolder { folder in
+            let broker = try SteppedBroker(settings, folder: folder)
+            try broker.prepare()
+            let producer = try broker.initialize()
+            #expect(try broker.commit(3, by: producer) == [.none])
+            let next = (id: producer.id, epoch: producer.epoch + 1)
+            let (ended, committed) = try broker.call(
+                broker.endRequest(producer, commits: true), version: 5, then: broker.commitRequest(4, by: next),
+                version: 5)
+            #expect(ended.errorCode == 0)
+            #expect(broker.codes(committed) == [.none])
             try broker.stop()
         }
     }

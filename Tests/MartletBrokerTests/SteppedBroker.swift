@@ -17,7 +17,8 @@ final class SteppedBroker {
     private let eventLoop = EmbeddedEventLoop()
     private let assembly: BrokerAssembly
     private let channel: EmbeddedChannel
-    private var nextCorrelationID: Int32 = 1
+    private var nextCorrelationID: Int32 = 0
+    private var answers = ByteBuffer()
 
     var loop: BrokerLoop { assembly.loops[0] }
 
@@ -45,14 +46,36 @@ final class SteppedBroker {
     /// Sends the request and returns the answer, which must come without a step of time.
     func call<Request: KafkaRequest>(_ request: Request, version: Int16? = nil) throws -> Request.Response {
         let version = version ?? Request.versions.upperBound
-        try channel.writeInbound(
-            WireClient.frame(request, version: version, correlationID: nextCorrelationID))
+        try send([frame(request, version)])
+        return try read(Request.self, version)
+    }
+
+    /// Sends both before the broker does anything, and returns their answers.
+    func call<First: KafkaRequest, Second: KafkaRequest>(
+        _ first: First, version firstVersion: Int16, then second: Second, version secondVersion: Int16
+    ) throws -> (First.Response, Second.Response) {
+        try send([frame(first, firstVersion), frame(second, secondVersion)])
+        return (try read(First.self, firstVersion), try read(Second.self, secondVersion))
+    }
+
+    private func frame(_ request: some KafkaRequest, _ version: Int16) throws -> ByteBuffer {
         nextCorrelationID += 1
-        eventLoop.run()
+        return try WireClient.frame(request, version: version, correlationID: nextCorrelationID)
+    }
+
+    private func send(_ frames: [ByteBuffer]) throws {
         var bytes = ByteBuffer()
-        while case .byteBuffer(var part)? = try channel.readOutbound(as: IOData.self) { bytes.writeBuffer(&part) }
-        guard bytes.readInteger(as: Int32.self) != nil else { throw WireClient.Failure.closed }
-        var reader = ProtocolReader(bytes)
+        for frame in frames { bytes.writeImmutableBuffer(frame) }
+        try channel.writeInbound(bytes)
+        eventLoop.run()
+        while case .byteBuffer(var part)? = try channel.readOutbound(as: IOData.self) { answers.writeBuffer(&part) }
+    }
+
+    private func read<Request: KafkaRequest>(_: Request.Type, _ version: Int16) throws -> Request.Response {
+        guard let length = answers.readInteger(as: Int32.self), let body = answers.readSlice(length: Int(length)) else {
+            throw WireClient.Failure.closed
+        }
+        var reader = ProtocolReader(body)
         _ = try ResponseHeader(reading: &reader, apiKey: Request.Response.apiKey, version: version)
         return try Request.Response(reading: &reader, version: version)
     }

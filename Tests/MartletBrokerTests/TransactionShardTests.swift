@@ -77,11 +77,33 @@ private final class ScarceDisk: Disk {
         try broker.stop()
     }
 
-    @Test(arguments: 0..<24 as Range<UInt64>)
-    func `no power cut leaves a transaction open that its coordinator takes for ended`(seed: UInt64) throws {
-        let settings = ["transaction.state.log.num.partitions": "1"]
-        let disk = SimulatedDisk()
-        let broker = try SteppedBroker(settings, folder: "/data", disk: disk)
+    @Test func `the first batch of a transaction may be here before the marker of the one before`() async throws {
+        try await withTemporaryFolder { folder in
+            let broker = try SteppedBroker(["transaction.state.log.num.partitions": "1"], folder: folder)
+            let id = try createTopic(broker)
+            let producer = try initialize(broker)
+            #expect(try code(broker.call(produce("one", producer), version: 12)) == .none)
+            // The client knows its next epoch without waiting for the answer.
+            let next = (id: producer.id, epoch: producer.epoch + 1)
+            let (ended, produced) = try broker.call(
+                end(producer, commits: true), version: 5, then: produce("two", next), version: 12)
+            #expect(ended.errorCode == 0 && ended.producerEpoch == next.epoch)
+            #expect(code(produced) == .none)
+            let (aborted, late) = try broker.call(
+                end(next, commits: false), version: 5, then: produce("three", next, sequence: 1), version: 12)
+            #expect(aborted.errorCode == 0)
+            // Of the transaction that is being ended: before its marker, or not at all.
+            #expect([.none, .invalidProducerEpoch, .concurrentTransactions].contains(code(late)))
+            let partition = try #require(
+                broker.loop.partition(PartitionKey(topicID: id, partition: PartitionIndex(0))))
+            #expect(partition.lastStableOffset == partition.highWatermark)
+            try broker.stop()
+        }
+    }
+
+    // MARK: Requests
+
+    private func createTopic(_ broker: SteppedBroker, _ durability: String = "fsync") throws -> UniversalID {
         var create = CreateTopicsRequest()
         var topic = CreateTopicsRequest.CreatableTopic()
         topic.name = "t"
@@ -89,42 +111,67 @@ private final class ScarceDisk: Disk {
         topic.replicationFactor = 1
         var config = CreateTopicsRequest.CreatableTopicConfig()
         config.name = "martlet.durability"
-        config.value = "relaxed"
+        config.value = durability
         topic.configs = [config]
         create.topics = [topic]
-        let id = try #require(try broker.call(create).topics.first?.topicID)
         var find = FindCoordinatorRequest()
         find.keyType = 1
         find.coordinatorKeys = ["x"]
         _ = try broker.call(find)
-        var initialize = InitProducerIdRequest(transactionalID: "x")
-        initialize.transactionTimeoutMs = 1_000
-        let initialized = try broker.call(initialize, version: 5)
-        var producer = (id: initialized.producerID, epoch: initialized.producerEpoch)
+        return try #require(try broker.call(create).topics.first?.topicID)
+    }
+
+    private func initialize(_ broker: SteppedBroker) throws -> (id: Int64, epoch: Int16) {
+        var request = InitProducerIdRequest(transactionalID: "x")
+        request.transactionTimeoutMs = 1_000
+        let answer = try broker.call(request, version: 5)
+        #expect(answer.errorCode == 0)
+        return (answer.producerID, answer.producerEpoch)
+    }
+
+    private func produce(
+        _ value: String, _ producer: (id: Int64, epoch: Int16), sequence: Int32 = 0
+    ) throws -> ProduceRequest {
+        var builder = RecordBatchBuilder()
+        try builder.append(key: nil, value: ByteBuffer(string: value), timestamp: 1)
+        var data = ProduceRequest.PartitionProduceData()
+        data.records = try builder.build(
+            RecordBatchBuilder.Options(
+                producerID: producer.id, producerEpoch: producer.epoch, baseSequence: sequence, isTransactional: true))
+        var topic = ProduceRequest.TopicProduceData()
+        topic.name = "t"
+        topic.partitionData = [data]
+        var request = ProduceRequest()
+        request.transactionalID = "x"
+        request.acks = -1
+        request.timeoutMs = 1_000
+        request.topicData = [topic]
+        return request
+    }
+
+    private func code(_ response: ProduceResponse) -> ErrorCode {
+        ErrorCode(rawValue: response.responses.first?.partitionResponses.first?.errorCode ?? -1)
+    }
+
+    private func end(_ producer: (id: Int64, epoch: Int16), commits: Bool) -> EndTxnRequest {
+        var request = EndTxnRequest()
+        request.transactionalID = "x"
+        request.producerID = producer.id
+        request.producerEpoch = producer.epoch
+        request.committed = commits
+        return request
+    }
+
+    @Test(arguments: 0..<24 as Range<UInt64>)
+    func `no power cut leaves a transaction open that its coordinator takes for ended`(seed: UInt64) throws {
+        let settings = ["transaction.state.log.num.partitions": "1"]
+        let disk = SimulatedDisk()
+        let broker = try SteppedBroker(settings, folder: "/data", disk: disk)
+        let id = try createTopic(broker, "relaxed")
+        var producer = try initialize(broker)
         for commits in [true, false] {
-            var builder = RecordBatchBuilder()
-            try builder.append(key: nil, value: ByteBuffer(string: "\(commits)"), timestamp: 1)
-            let batch = try builder.build(
-                RecordBatchBuilder.Options(
-                    producerID: producer.id, producerEpoch: producer.epoch, baseSequence: 0, isTransactional: true))
-            var data = ProduceRequest.PartitionProduceData()
-            data.records = batch
-            var part = ProduceRequest.TopicProduceData()
-            part.name = "t"
-            part.partitionData = [data]
-            var produce = ProduceRequest()
-            produce.transactionalID = "x"
-            produce.acks = -1
-            produce.timeoutMs = 1_000
-            produce.topicData = [part]
-            let produced = try broker.call(produce, version: 12)
-            #expect(produced.responses.first?.partitionResponses.first?.errorCode == 0)
-            var end = EndTxnRequest()
-            end.transactionalID = "x"
-            end.producerID = producer.id
-            end.producerEpoch = producer.epoch
-            end.committed = commits
-            let ended = try broker.call(end, version: 5)
+            #expect(try code(broker.call(produce("\(commits)", producer), version: 12)) == .none)
+            let ended = try broker.call(end(producer, commits: commits), version: 5)
             #expect(ended.errorCode == 0)
             producer = (ended.producerID, ended.producerEpoch)
         }

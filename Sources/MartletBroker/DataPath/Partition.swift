@@ -409,7 +409,7 @@ package final class Partition: @unchecked Sendable {
         }
         switch outcome {
         case .success(let outcome):
-            admissions[marker.producerID]?.isValid = false
+            admissions[marker.producerID]?.met(marker)
             staged.append(
                 Staged(request: nil, index: 0, outcome: outcome, whenCommitted: whenCommitted, waitsForFlush: true))
         case .failure(let rejection):

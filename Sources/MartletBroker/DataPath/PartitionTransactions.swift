@@ -34,9 +34,22 @@ package final class ProduceTransaction: Sendable {
 
 /// First batches of a producer's transaction on a partition, while the coordinator is asked about them.
 struct TransactionAdmission {
+    /// Of the batch that is asked about.
+    let epoch: Int16
     var items: [(item: ProduceItem, request: ProduceRequestState)] = []
-    /// False once a marker of the producer has come: the answer on its way is about a transaction that is over.
-    var isValid = true
+    /// False once the marker has come of the transaction that is asked about: the answer on its way is about one
+    /// that is over.
+    private(set) var isValid = true
+
+    mutating func met(_ marker: MarkerAppend) {
+        if marker.ends(epoch: epoch) { isValid = false }
+    }
+}
+
+extension MarkerAppend {
+    /// Whether it ends transactions of this epoch of its producer. Under the second protocol its epoch is that of the
+    /// next one, whose first batch may be here before it.
+    func ends(epoch: Int16) -> Bool { raisesEpoch ? epoch < producerEpoch : epoch <= producerEpoch }
 }
 
 /// Sequences of batches that were refused before the partition knew their producer: what followed them must not
@@ -92,7 +105,7 @@ extension Partition {
                 item, request, .outOfOrderSequenceNumber,
                 "a batch before sequence \(header.baseSequence) of producer \(header.producerID) was refused")
         }
-        admissions[header.producerID] = TransactionAdmission(items: [(item, request)])
+        admissions[header.producerID] = TransactionAdmission(epoch: header.producerEpoch, items: [(item, request)])
         let producer = ProducerIdentity(id: header.producerID, epoch: header.producerEpoch)
         let question: TransactionRequest =
             switch transaction.rules {

@@ -47,8 +47,11 @@ final class GroupShardShell: @unchecked Sendable {
 
     // SAFETY: touched on the shard's loop alone; replies of the coordinator come back to it.
     private final class Admission: @unchecked Sendable {
-        /// False once the producer's marker has come: the answer on its way is about a transaction that is over.
+        let epoch: Int16
+        /// False once the marker of its transaction has come: the answer on its way is about one that is over.
         var isValid = true
+
+        init(epoch: Int16) { self.epoch = epoch }
     }
     /// Version of the catalog that the core has.
     private var toldCatalogVersion: Int64?
@@ -124,7 +127,7 @@ final class GroupShardShell: @unchecked Sendable {
         {
             return submit(commit.groupRequest, reply: reply)
         }
-        let admission = Admission()
+        let admission = Admission(epoch: producer.epoch)
         admissions[producer.id, default: []].append(admission)
         loop.coordinate(commit.question(partition)) { response in
             guard case .partitions(let outcomes) = response else { return response.mismatch() }
@@ -233,7 +236,9 @@ final class GroupShardShell: @unchecked Sendable {
 
     private func append(_ marker: TransactionMarker, _ token: AppendToken) {
         let done = outcome(of: token)
-        for admission in admissions[marker.producer.id] ?? [] { admission.isValid = false }
+        for admission in admissions[marker.producer.id] ?? [] where MarkerAppend(marker).ends(epoch: admission.epoch) {
+            admission.isValid = false
+        }
         guard let partition = loop.partition(key) else {
             loop.eventLoop.assumeIsolated().execute {
                 done(ProduceResult(error: .notLeaderOrFollower, message: "the partition is not here"))
