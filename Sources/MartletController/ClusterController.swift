@@ -212,7 +212,7 @@ package struct ClusterController: ~Copyable {
 
     private mutating func replay(_ record: ConfigRecord) {
         guard let resource = ConfigResource(wireType: record.resourceType, name: record.resourceName) else {
-            return  // Groups and client metrics: kept by later releases, of no consequence here.
+            return  // Client metrics: kept by later releases, of no consequence here.
         }
         if resource == .broker(nil), record.name == ClusterIdentity.configName {
             state.clusterID = record.value.flatMap { UniversalID($0) }
@@ -233,6 +233,9 @@ package struct ClusterController: ~Copyable {
             guard id == state.localBroker else { return }
             state.brokerValues.own = values
             pending.brokerConfigurations = true
+        case .group(let id):
+            state.groupValues[id] = values.isEmpty ? nil : values
+            state.groupConfigurationNumber += 1
         }
     }
 
@@ -311,6 +314,7 @@ extension ConfigResource {
         case 4:
             guard let id = Int32(name), id >= 0 else { return nil }
             self = .broker(BrokerID(id))
+        case 32: self = .group(name)
         case _: return nil
         }
     }

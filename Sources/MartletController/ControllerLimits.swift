@@ -17,6 +17,10 @@ package enum ControllerLimits {
     package static let producerIDBlockSize: Int64 = 1_000
     /// Brokers in the cluster.
     package static let brokerCountLimit = 10_000
+    /// Groups with configurations of their own.
+    package static let configuredGroupCountLimit = 10_000
+    /// Bytes of a group's name, as the coordinators bound it.
+    package static let groupIDBytesLimit = 8 * 1024
     /// Largest batch of a coordinator's topic: a group's record holds all its members' assignments, a transaction's
     /// all its partitions.
     package static let coordinatorTopicMessageBytes = 16 * 1024 * 1024

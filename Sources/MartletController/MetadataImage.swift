@@ -86,13 +86,15 @@ package enum ConfigResource: Hashable, Comparable, Sendable {
     /// One broker, or all brokers of the cluster with `nil`.
     case broker(BrokerID?)
     case topic(String)
+    case group(String)
 
     package static func < (left: ConfigResource, right: ConfigResource) -> Bool {
         switch (left, right) {
         case (.broker(let left), .broker(let right)): (left?.rawValue ?? -1) < (right?.rawValue ?? -1)
-        case (.broker, .topic): true
-        case (.topic, .broker): false
+        case (.broker, .topic), (.broker, .group), (.topic, .group): true
+        case (.topic, .broker), (.group, .broker), (.group, .topic): false
         case (.topic(let left), .topic(let right)): left < right
+        case (.group(let left), .group(let right)): left < right
         }
     }
 
@@ -101,12 +103,14 @@ package enum ConfigResource: Hashable, Comparable, Sendable {
         switch self {
         case .topic: 2
         case .broker: 4
+        case .group: 32
         }
     }
 
     package var wireName: String {
         switch self {
         case .topic(let name): name
+        case .group(let id): id
         case .broker(let id): id.map { String($0.rawValue) } ?? ""
         }
     }
@@ -132,7 +136,11 @@ package struct MetadataImage: Sendable {
 
     var topics: TreeDictionary<UniversalID, TopicImage> = [:]
     var topicIDs: TreeDictionary<String, UniversalID> = [:]
-    /// Values per resource; a topic's also stand in its ``TopicImage``.
+    /// Values set on groups, by group id.
+    var groupValues: TreeDictionary<String, [String: String]> = [:]
+    /// Rises with each change of a group's values.
+    package internal(set) var groupConfigurationNumber: Int64 = 0
+    /// Values per resource; a topic's also stand in its ``TopicImage``, a group's in `groupValues`.
     var configs: TreeDictionary<ConfigResource, [String: String]> = [:]
 
     package struct FeatureLevel: Sendable, Equatable {

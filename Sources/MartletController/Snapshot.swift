@@ -6,8 +6,8 @@ extension MetadataImage {
     /// The image as records in canonical order: equal images give equal bytes, on every machine and in every
     /// run. Loading a snapshot is replaying these records into an empty core.
     ///
-    /// Order: features with `metadata.version` first, cluster id, brokers by id, broker configurations, then
-    /// per topic in the order of the names the topic, its configurations and its partitions by index, and last
+    /// Order: features with `metadata.version` first, cluster id, brokers by id, configurations of brokers
+    /// and groups, then per topic in the order of the names the topic, its configurations and its partitions by index, and last
     /// the producer ids.
     package func snapshotRecords() -> [MetadataRecord] {
         var records: [MetadataRecord] = []
@@ -29,7 +29,7 @@ extension MetadataImage {
         for broker in brokers { records.append(.registerBroker(broker.record)) }
         let brokerResources = configs.keys.filter {
             switch $0 {
-            case .broker: true
+            case .broker, .group: true
             case .topic: false
             }
         }

@@ -7,10 +7,11 @@ public enum TopicName {
     /// Topics that brokers write themselves; clients may read them but not create or delete them.
     public static let consumerOffsets = "__consumer_offsets"
     public static let transactionState = "__transaction_state"
+    public static let shareGroupState = "__share_group_state"
     public static let clusterMetadata = "__cluster_metadata"
 
     public static func isInternal(_ name: String) -> Bool {
-        name == consumerOffsets || name == transactionState || name == clusterMetadata
+        name == consumerOffsets || name == transactionState || name == shareGroupState || name == clusterMetadata
     }
 
     /// Why `name` is not a legal topic name, or `nil` if it is.

@@ -8,7 +8,8 @@ package enum ListConfigResourcesHandler {
     private enum ResourceType {
         static let topic: Int8 = 2
         static let broker: Int8 = 4
-        static let known: Set<Int8> = [topic, broker, 8, 16, 32]
+        static let group: Int8 = 32
+        static let known: Set<Int8> = [topic, broker, 8, 16, group]
     }
 
     package static func handle(_ request: ListConfigResourcesRequest, _ context: RequestContext) {
@@ -36,6 +37,9 @@ package enum ListConfigResourcesHandler {
         }
         if wants(ResourceType.broker) {
             for broker in context.image.brokers { add("\(broker.id)", ResourceType.broker) }
+        }
+        if wants(ResourceType.group) {
+            for group in context.image.configuredGroups { add(group, ResourceType.group) }
         }
         context.respond(response)
     }

@@ -199,6 +199,18 @@ extension ClusterController {
                 throw .init(
                     .invalidRequest, "Broker \(id) is not registered; an empty name means all brokers")
             }
+        case .group(let id):
+            guard !id.isEmpty else { throw .init(.invalidRequest, "The name of the group is empty") }
+            guard id.utf8.count <= ControllerLimits.groupIDBytesLimit else {
+                throw .init(.invalidRequest, "The name of the group is longer than \(ControllerLimits.groupIDBytesLimit) bytes")
+            }
+            guard state.groupValues[id] != nil || state.groupValues.count < ControllerLimits.configuredGroupCountLimit
+            else {
+                throw .init(
+                    .policyViolation,
+                    "\(ControllerLimits.configuredGroupCountLimit) groups have configurations of their own, the limit; use the broker's group.share.* where many groups want the same"
+                )
+            }
         }
         return resource
     }
@@ -208,8 +220,7 @@ extension ClusterController {
         case 4: "'\(ConfigText.shortened(key.name))' is not a broker id; an empty name means all brokers"
         case 8: "Log levels cannot be changed while the broker runs; use --log-level at start"
         case 16: "Client metrics are not collected, so they have no configuration"
-        case 32: "Groups have no configuration of their own in this release"
-        case _: "Resource type \(key.type) is unknown; 2 is a topic, 4 a broker"
+        case _: "Resource type \(key.type) is unknown; 2 is a topic, 4 a broker, 32 a group"
         }
     }
 
@@ -217,6 +228,7 @@ extension ClusterController {
         switch target {
         case .topic: TopicConfigTable.table[name]
         case .broker: BrokerConfigTable.table[name]
+        case .group: GroupConfigTable.table[name]
         }
     }
 
@@ -224,6 +236,7 @@ extension ClusterController {
         switch target {
         case .topic: TopicConfigTable.problem(unknown: name)
         case .broker: "Unknown broker configuration '\(ConfigText.shortened(name))'"
+        case .group: "Unknown group configuration '\(ConfigText.shortened(name))'"
         }
     }
 
@@ -245,6 +258,14 @@ extension ClusterController {
             }
             if let problem = definition.problem(with: value) { throw .init(.invalidConfig, problem) }
             return definition.normalized(value)
+        case .group:
+            guard let definition = GroupConfigTable.table[name] else {
+                throw .init(.invalidConfig, unknown(target, name))
+            }
+            if let problem = GroupConfigTable.problem(definition, value, state.brokerConfiguration.share) {
+                throw .init(.invalidConfig, problem)
+            }
+            return definition.normalized(value)
         }
     }
 
@@ -254,7 +275,7 @@ extension ClusterController {
     ) throws(Refusal) -> [MetadataRecord] {
         switch target {
         case .topic: try checkConflicts(values)
-        case .broker: break
+        case .broker, .group: break
         }
         let current = state.configs[target] ?? [:]
         return Set(current.keys).union(values.keys).sorted().compactMap { name in

@@ -52,11 +52,11 @@ package enum BrokerConfigTable {
     private static let purgatory = "waiting requests cost nothing until they are answered"
     private static let cleaner = "compaction takes its memory and bandwidth from the broker's own budget"
     private static let security = "this release speaks plaintext only"
-    private static let perGroup = "groups have no configurations of their own yet"
+    private static let perGroup = "groups of the consumer protocol have no configurations of their own yet"
     private static let tiered = "there is no tiered storage"
 
     package static let table = ConfigTable(
-        topicDefaults + broker + groups + transactions + accepted
+        topicDefaults + broker + groups + ShareConfigTable.broker + transactions + accepted
     )
 
     /// Broker-wide defaults of topic configurations, derived from the topic table so that both agree.
@@ -191,8 +191,9 @@ package enum BrokerConfigTable {
             "Milliseconds without a heartbeat after which a member of a consumer group is removed."),
         .init(
             BrokerConfigName.groupRebalanceProtocols, .list, default: "classic,consumer",
-            .listOf(["classic", "consumer"]), readOnly: true,
-            "Protocols of groups that are served; classic always is."),
+            .listOf(["classic", "consumer", "share"]), readOnly: true,
+            "Protocols of groups that are served; classic always is, and share groups follow the feature share.version."
+        ),
         .init(
             BrokerConfigName.groupInitialRebalanceDelay, .int, default: "3000", .atLeast(0), readOnly: true,
             "Milliseconds an empty group waits for more members before its first rebalance completes."),
@@ -230,7 +231,7 @@ package enum BrokerConfigTable {
             "Segment size of the internal topic of committed offsets."),
     ]
 
-    private static func ignored(
+    static func ignored(
         _ name: String, _ type: ConfigType, _ defaultValue: String?, _ reason: String
     ) -> ConfigDefinition {
         .init(

@@ -37,6 +37,7 @@ package struct BrokerConfiguration: Sendable, Equatable {
     package var transactionTopicSegmentBytes: Int
     package var transactionalIDExpirationMilliseconds: Int64
     package var queuedMaxRequestBytes: Int?
+    package var share: ShareBrokerConfiguration
 
     package init(_ values: BrokerConfigValues) {
         func text(_ name: String) -> String? {
@@ -95,5 +96,6 @@ package struct BrokerConfiguration: Sendable, Equatable {
         transactionTopicSegmentBytes = Int(number(BrokerConfigName.transactionTopicSegmentBytes))
         transactionalIDExpirationMilliseconds = number(BrokerConfigName.transactionalIDExpiration)
         queuedMaxRequestBytes = optional(BrokerConfigName.queuedMaxRequestBytes).map { Int($0) }
+        share = ShareBrokerConfiguration(number)
     }
 }

@@ -23,6 +23,8 @@ package enum ConfigSource: Int8, Sendable, Comparable {
     case staticBroker = 4
     /// Built in.
     case `default` = 5
+    /// Set on the group itself.
+    case group = 8
 
     package static func < (left: ConfigSource, right: ConfigSource) -> Bool { left.rawValue < right.rawValue }
 }

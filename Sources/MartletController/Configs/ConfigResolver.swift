@@ -35,7 +35,7 @@ package struct BrokerConfigValues: Sendable, Equatable {
         case .dynamicBroker: own
         case .dynamicClusterDefault: clusterDefault
         case .staticBroker: staticValues
-        case .topic, .default: [:]
+        case .topic, .group, .default: [:]
         }
     }
 
@@ -53,11 +53,13 @@ package struct BrokerConfigValues: Sendable, Equatable {
         return ResolvedConfig(definition: definition, layers: layers)
     }
 
-    /// Chain of a topic configuration: the topic's own value, then what the broker synonyms say.
-    package func resolve(_ definition: ConfigDefinition, overrides: [String: String]) -> ResolvedConfig {
+    /// Chain of a topic's or a group's configuration: its own value, then what the broker synonyms say.
+    package func resolve(
+        _ definition: ConfigDefinition, overrides: [String: String], as own: ConfigSource = .topic
+    ) -> ResolvedConfig {
         var layers: [ConfigLayer] = []
         if let value = overrides[definition.name] {
-            layers.append(.init(name: definition.name, value: value, source: .topic))
+            layers.append(.init(name: definition.name, value: value, source: own))
         }
         for source in Self.settable {
             for synonym in definition.synonyms {

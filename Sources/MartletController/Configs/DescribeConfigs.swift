@@ -1,3 +1,4 @@
+import HashTreeCollections
 package import MartletKafkaProtocol
 import MartletLogModel
 
@@ -50,6 +51,13 @@ extension MetadataImage {
                 let isSet = topic.overrides[definition.name] != nil
                 guard wanted?.contains(definition.name) ?? (!definition.isHidden || isSet) else { return nil }
                 return (brokerValues.resolve(definition, overrides: topic.overrides), false)
+            }
+        case .group(let id):
+            guard !id.isEmpty else { throw .init(.invalidRequest, "The name of the group is empty") }
+            let overrides = groupValues[id] ?? [:]
+            return GroupConfigTable.table.definitions.compactMap { definition in
+                guard wanted?.contains(definition.name) ?? true else { return nil }
+                return (brokerValues.resolve(definition, overrides: overrides, as: .group), false)
             }
         case .broker(nil):
             // The cluster-wide default shows only what is set there, as Kafka does.

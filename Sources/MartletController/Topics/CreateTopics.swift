@@ -112,6 +112,17 @@ extension ClusterController {
         switch name {
         case TopicName.consumerOffsets: segmentBytes = state.brokerConfiguration.offsetsTopicSegmentBytes
         case TopicName.transactionState: segmentBytes = state.brokerConfiguration.transactionTopicSegmentBytes
+        case TopicName.shareGroupState:
+            // Each record counts until a snapshot comes after it: its coordinator cuts off what is superseded.
+            return [
+                TopicConfigName.cleanupPolicy: "delete",
+                TopicConfigName.retention: "-1",
+                TopicConfigName.retentionBytes: "-1",
+                TopicConfigName.compressionType: "producer",
+                TopicConfigName.maxMessageBytes: String(ControllerLimits.coordinatorTopicMessageBytes),
+                TopicConfigName.segmentBytes: String(
+                    max(1_048_576, state.brokerConfiguration.share.topicSegmentBytes)),
+            ]
         case _: return nil
         }
         return [
@@ -153,6 +164,7 @@ extension ClusterController {
                 switch topic.name {
                 case TopicName.consumerOffsets: state.brokerConfiguration.offsetsTopicPartitionCount
                 case TopicName.transactionState: state.brokerConfiguration.transactionTopicPartitionCount
+                case TopicName.shareGroupState: state.brokerConfiguration.share.topicPartitionCount
                 case _: state.brokerConfiguration.defaultPartitionCount
                 }
         }
@@ -171,6 +183,7 @@ extension ClusterController {
             switch topic.name {
             case TopicName.consumerOffsets: state.brokerConfiguration.offsetsTopicReplicationFactor
             case TopicName.transactionState: state.brokerConfiguration.transactionTopicReplicationFactor
+            case TopicName.shareGroupState: state.brokerConfiguration.share.topicReplicationFactor
             case _: state.brokerConfiguration.defaultReplicationFactor
             }
         let factor =
