@@ -11,6 +11,9 @@ package final class ConnectionState {
     /// fetching, so a session ends with its connection and needs no cache shared between loops.
     package var fetchSession: FetchSession?
     package var fetches: [FetchRequestState] = []
+    /// Share sessions of the connection, and share fetches that wait (KIP-932).
+    package var shareSessions: [ShareSessionKey: ShareSession] = [:]
+    package var shareFetches: [ShareFetchState] = []
     package var produceGate = ProduceGate()
     /// Of the last request.
     package var clientID: String?

@@ -80,6 +80,18 @@ package struct ServedAPI: Sendable {
         ServedAPI(ConsumerGroupDescribeRequest.self, ConsumerGroupDescribeHandler.handle),
         ServedAPI(ListConfigResourcesRequest.self, ListConfigResourcesHandler.handle),
         ServedAPI(DescribeTopicPartitionsRequest.self, DescribeTopicPartitionsHandler.handle),
+        ServedAPI(ShareGroupHeartbeatRequest.self, ShareGroupHeartbeatHandler.handle),
+        ServedAPI(ShareGroupDescribeRequest.self, ShareGroupDescribeHandler.handle),
+        ServedAPI(ShareFetchRequest.self, ShareFetchHandler.handle),
+        ServedAPI(ShareAcknowledgeRequest.self, ShareAcknowledgeHandler.handle),
+        ServedAPI(InitializeShareGroupStateRequest.self, InitializeShareGroupStateHandler.handle),
+        ServedAPI(ReadShareGroupStateRequest.self, ReadShareGroupStateHandler.handle),
+        ServedAPI(WriteShareGroupStateRequest.self, WriteShareGroupStateHandler.handle),
+        ServedAPI(DeleteShareGroupStateRequest.self, DeleteShareGroupStateHandler.handle),
+        ServedAPI(ReadShareGroupStateSummaryRequest.self, ReadShareGroupStateSummaryHandler.handle),
+        ServedAPI(DescribeShareGroupOffsetsRequest.self, DescribeShareGroupOffsetsHandler.handle),
+        ServedAPI(AlterShareGroupOffsetsRequest.self, AlterShareGroupOffsetsHandler.handle),
+        ServedAPI(DeleteShareGroupOffsetsRequest.self, DeleteShareGroupOffsetsHandler.handle),
     ]
 
     /// Indexed by API key: looked at for each request.
@@ -135,6 +147,12 @@ package final class RequestDispatcher: ServerRequestHandler {
         for fetch in state.fetches { fetch.cancel() }
         state.fetches = []
         state.fetchSession = nil
+        for fetch in state.shareFetches { fetch.cancel() }
+        state.shareFetches = []
+        for session in state.shareSessions.values.sorted(by: { $0.serial < $1.serial }) {
+            session.release(on: loop)
+        }
+        state.shareSessions = [:]
     }
 
     package func requestReceived(_ frame: ByteBuffer, ticket: UInt64, connection: ServerConnection) {

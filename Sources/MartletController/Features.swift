@@ -4,6 +4,7 @@ package enum Features {
     package static let metadataVersion = "metadata.version"
     package static let transactionVersion = "transaction.version"
     package static let groupVersion = "group.version"
+    package static let shareVersion = "share.version"
 
     /// `metadata.version` of Kafka 4.3 (4.3-IV0); 7 (3.3-IV3) is the oldest that Kafka 4 can read.
     package static let metadataVersionRange: ClosedRange<Int16> = 7...30
@@ -18,10 +19,13 @@ package enum Features {
         .init(name: transactionVersion, minimum: 0, maximum: 2),
         // 1: groups of the consumer protocol (KIP-848).
         .init(name: groupVersion, minimum: 0, maximum: 1),
+        // 1: share groups (KIP-932).
+        .init(name: shareVersion, minimum: 0, maximum: 1),
     ]
 
     /// Finalized levels of a new cluster.
     static let atBootstrap: [(name: String, level: Int16)] = [
         (metadataVersion, metadataVersionRange.upperBound), (transactionVersion, 2), (groupVersion, 1),
+        (shareVersion, 1),
     ]
 }

@@ -115,6 +115,12 @@ package enum GroupRequest: Sendable, Equatable {
     case consumerGroupDescribe([String])
     /// The last rebalance of each group that had one, of either kind.
     case lastRebalances([String])
+    case shareGroupHeartbeat(ShareGroupHeartbeatRequest, ClientIdentity)
+    case shareGroupDescribe([String])
+    case alterShareOffsets(AlterShareGroupOffsetsRequest)
+    case deleteShareOffsets(DeleteShareGroupOffsetsRequest)
+    /// Partitions of which share groups have offsets.
+    case sharePartitions([String])
 
     /// Whether it is part of a producer's transaction, or the end of one.
     package var isProducers: Bool {
@@ -126,7 +132,13 @@ package enum GroupRequest: Sendable, Equatable {
 
     /// Whether the request may make a group for which topics matter.
     package var concernsTopics: Bool {
-        if case .consumerGroupHeartbeat = self { true } else { false }
+        switch self {
+        case .consumerGroupHeartbeat, .shareGroupHeartbeat, .alterShareOffsets: true
+        case .joinGroup, .syncGroup, .heartbeat, .leaveGroup, .offsetCommit, .txnOffsetCommit, .endTransaction,
+            .offsetFetch, .describeGroups, .listGroups, .deleteGroups, .offsetDelete, .consumerGroupDescribe,
+            .lastRebalances, .shareGroupDescribe, .deleteShareOffsets, .sharePartitions:
+            false
+        }
     }
 }
 
@@ -145,6 +157,11 @@ package enum GroupResponse: Sendable, Equatable {
     case consumerGroupHeartbeat(ConsumerGroupHeartbeatResponse)
     case consumerGroupDescribe([ConsumerGroupDescribeResponse.DescribedGroup])
     case lastRebalances([RebalanceReport])
+    case shareGroupHeartbeat(ShareGroupHeartbeatResponse)
+    case shareGroupDescribe([ShareGroupDescribeResponse.DescribedGroup])
+    case alterShareOffsets(AlterShareGroupOffsetsResponse)
+    case deleteShareOffsets(DeleteShareGroupOffsetsResponse)
+    case sharePartitions([SharePartitionsAnswer])
 }
 
 /// What the last rebalance of a group was: kept with the group and reported when it ends.
@@ -192,4 +209,6 @@ package enum CoordinatorEffect: Sendable, Equatable {
     case cancel(CoordinatorTimer)
     /// For the log and for `martlet group describe`.
     case report(RebalanceReport)
+    /// Have the share coordinator do this, and report `shareStateOrdered`.
+    case orderShareState(ShareStateOrder, ShareOrderID)
 }

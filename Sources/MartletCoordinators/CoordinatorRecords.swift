@@ -17,6 +17,8 @@ package enum CoordinatorRecord: Hashable, Sendable {
     case consumerMemberCurrent(
         ConsumerGroupCurrentMemberAssignmentKey, ConsumerGroupCurrentMemberAssignmentValue?)
     case consumerPattern(ConsumerGroupRegularExpressionKey, ConsumerGroupRegularExpressionValue?)
+    /// Share groups (KIP-932).
+    case share(ShareGroupRecord)
 
     /// Record types as they stand in the first two bytes of a key. 0 and 1 are the same layout: 0 was
     /// written by releases before 0.9.
@@ -71,6 +73,8 @@ package enum CoordinatorRecord: Hashable, Sendable {
             try Self.encode(KeyType.consumerMemberCurrent, recordKey, recordValue, &key, &value)
         case .consumerPattern(let recordKey, let recordValue):
             try Self.encode(KeyType.consumerPattern, recordKey, recordValue, &key, &value)
+        case .share(let record):
+            return try record.encoded()
         }
         return (key.buffer, value)
     }
@@ -128,7 +132,7 @@ package enum CoordinatorRecord: Hashable, Sendable {
             return .consumerPattern(
                 try ConsumerGroupRegularExpressionKey(reading: &r, version: 0), try value.map(read))
         case _:
-            return nil
+            return try ShareGroupRecord.decode(type, &r, value: value).map { .share($0) }
         }
     }
 
@@ -136,5 +140,37 @@ package enum CoordinatorRecord: Hashable, Sendable {
         var r = ProtocolReader(bytes)
         let version: Int16 = try r.integer()
         return try Value(reading: &r, version: version)
+    }
+}
+
+extension CoordinatorRecord {
+    /// Roughly what a tombstone of this key takes in the log.
+    var keyByteCount: Int {
+        let names =
+            switch self {
+            case .offsetCommit(let key, _): key.topic.utf8.count
+            case .consumerMember(let key, _): key.memberID.utf8.count
+            case .consumerMemberTarget(let key, _): key.memberID.utf8.count
+            case .consumerMemberCurrent(let key, _): key.memberID.utf8.count
+            case .consumerPattern(let key, _): key.regularExpression.utf8.count
+            case .share(let record): record.memberID?.utf8.count ?? 0
+            case .groupMetadata, .consumerGroup, .consumerGroupTopics, .consumerTarget: 0
+            }
+        return groupID.utf8.count + names + 64
+    }
+
+    package var groupID: String {
+        switch self {
+        case .offsetCommit(let key, _): key.group
+        case .groupMetadata(let key, _): key.group
+        case .consumerGroup(let key, _): key.groupID
+        case .consumerGroupTopics(let key, _): key.groupID
+        case .consumerMember(let key, _): key.groupID
+        case .consumerTarget(let key, _): key.groupID
+        case .consumerMemberTarget(let key, _): key.groupID
+        case .consumerMemberCurrent(let key, _): key.groupID
+        case .consumerPattern(let key, _): key.groupID
+        case .share(let record): record.groupID
+        }
     }
 }

@@ -16,8 +16,8 @@ import NIOCore
 /// and replay of the appended records into an empty core gives ``durableState()`` of this one.
 ///
 /// It knows versions and connections as little as the layers below. Topics it knows by a ``TopicCatalog``, for
-/// consumer groups alone. ``ClassicGroup``, ``ConsumerGroup``, ``OffsetStore`` and ``PendingOffsets`` are its
-/// sub-machines.
+/// consumer groups alone. ``ClassicGroup``, ``ConsumerGroup``, ``ShareGroup``, ``OffsetStore`` and
+/// ``PendingOffsets`` are its sub-machines.
 package struct GroupCoordinatorShard: ~Copyable {
     package enum Event: Sendable {
         /// Every record of the log has been replayed.
@@ -35,6 +35,8 @@ package struct GroupCoordinatorShard: ~Copyable {
         /// Time to look for offsets that nobody needs any more.
         case expirationDue(OffsetRetention)
         case reconfigured(GroupConfiguration)
+        /// How the share coordinator has carried out an order: a code for each partition.
+        case shareStateOrdered(ShareOrderID, [UniversalID: [Int32: ErrorCode]])
         /// This broker no longer leads the partition, or stops.
         case resigned
     }
@@ -49,8 +51,13 @@ package struct GroupCoordinatorShard: ~Copyable {
     private(set) var configuration: GroupConfiguration
     /// Classic groups, and groups that only store offsets.
     var groups: [String: ClassicGroup] = [:]
-    /// Groups of the consumer protocol; an id is in one of the two.
+    /// Groups of the consumer protocol; an id is in one of the three.
     var consumerGroups: [String: ConsumerGroup] = [:]
+    var shareGroups: [String: ShareGroup] = [:]
+    /// Orders to the share coordinator, and requests that wait for several of them.
+    var shareOrders: [ShareOrderID: PendingShareOrder] = [:]
+    var nextShareOrder: UInt64 = 1
+    var groupDeletions: [RequestID: GroupDeletion] = [:]
     private(set) var catalog = TopicCatalog.empty
     private(set) var offsets = OffsetStore()
     var pendingOffsets = PendingOffsets()
@@ -75,7 +82,9 @@ package struct GroupCoordinatorShard: ~Copyable {
 
     /// A group that has offsets and no more.
     mutating func ensureGroup(_ id: String, now: Timestamp) {
-        if groups[id] == nil, consumerGroups[id] == nil { groups[id] = ClassicGroup(id: id, now: now) }
+        if groups[id] == nil, consumerGroups[id] == nil, shareGroups[id] == nil {
+            groups[id] = ClassicGroup(id: id, now: now)
+        }
     }
 
     mutating func replayCommitted(_ record: CoordinatorRecord, now: Timestamp) {
@@ -83,11 +92,12 @@ package struct GroupCoordinatorShard: ~Copyable {
         case .offsetCommit(let key, let value):
             offsets.replay(key, value)
             // Offsets alone make a group as well: a consumer with assigned partitions only commits.
-            if value != nil, groups[key.group] == nil, consumerGroups[key.group] == nil {
-                groups[key.group] = ClassicGroup(id: key.group, now: now)
-            }
+            if value != nil { ensureGroup(key.group, now: now) }
         case .groupMetadata(let key, let value):
-            if value != nil { consumerGroups[key.group] = nil }
+            if value != nil {
+                consumerGroups[key.group] = nil
+                shareGroups[key.group] = nil
+            }
             if value != nil, groups[key.group] == nil {
                 groups[key.group] = ClassicGroup(id: key.group, now: now)
             }
@@ -99,6 +109,7 @@ package struct GroupCoordinatorShard: ~Copyable {
         case .consumerMemberTarget(_, let value): replayConsumer(record, hasValue: value != nil, now: now)
         case .consumerMemberCurrent(_, let value): replayConsumer(record, hasValue: value != nil, now: now)
         case .consumerPattern(_, let value): replayConsumer(record, hasValue: value != nil, now: now)
+        case .share(let record): replayShare(record)
         }
     }
 
@@ -115,6 +126,7 @@ package struct GroupCoordinatorShard: ~Copyable {
                 removeIfUnused(id)
             }
             for id in consumerGroups.keys.sorted() { consumerGroups[id]?.load(into: &outbox) }
+            for id in shareGroups.keys.sorted() { shareGroups[id]?.load(into: &outbox) }
         case .requested(let id, let request):
             switch state {
             case .active: handle(id, request, &outbox)
@@ -140,6 +152,8 @@ package struct GroupCoordinatorShard: ~Copyable {
             }
         case .reconfigured(let configuration):
             self.configuration = configuration
+        case .shareStateOrdered(let order, let results):
+            if state == .active { shareStateOrdered(order, results, &outbox) }
         case .resigned:
             close(.notCoordinator, commitCode: .notCoordinator, &outbox)
         }
@@ -183,14 +197,27 @@ package struct GroupCoordinatorShard: ~Copyable {
         guard state == .active, let continuations = waiting.removeValue(forKey: token) else { return }
         let touched = touchedGroups.removeValue(forKey: token) ?? []
         for id in touched where lastAppends[id] == token { lastAppends[id] = nil }
-        for continuation in continuations {
-            switch continuation {
-            case .respond(let id, let response): outbox.respond(id, response)
-            case .handOutAssignment(let id, let generation):
-                groups[id]?.handOutAssignment(generation: generation, &outbox)
-            }
-        }
+        for continuation in continuations { run(continuation, &outbox) }
         for id in touched.sorted() { removeIfUnused(id) }
+    }
+
+    private mutating func run(_ continuation: Continuation, _ outbox: inout Outbox) {
+        switch continuation {
+        case .respond(let id, let response): outbox.respond(id, response)
+        case .handOutAssignment(let id, let generation):
+            groups[id]?.handOutAssignment(generation: generation, &outbox)
+        case .orderShareState(let id):
+            if let order = shareStateOrder(id) { outbox.effects.append(.orderShareState(order, id)) }
+        }
+    }
+
+    /// Goes on once the group's appends so far are committed.
+    mutating func perform(_ continuation: Continuation, after groupID: String, _ outbox: inout Outbox) {
+        if let token = lastAppends[groupID], waiting[token] != nil {
+            waiting[token]?.append(continuation)
+        } else {
+            run(continuation, &outbox)
+        }
     }
 
     /// Sends an answer once the group's appends so far are committed.
@@ -214,6 +241,7 @@ package struct GroupCoordinatorShard: ~Copyable {
             }
         }
         waiting = [:]
+        closeShareOrders(code, &outbox)
         for id in groups.keys.sorted() { groups[id]?.abandon(code, &outbox) }
     }
 
@@ -263,6 +291,10 @@ package struct GroupCoordinatorShard: ~Copyable {
         case .endTransaction(let marker):
             endTransaction(id, marker, &outbox)
         case .offsetFetch(let request, let requireStable):
+            if shareGroups[request.groupID] != nil {
+                return outbox.respond(
+                    id, Self.refusal(.offsetFetch(request, requireStable: requireStable), .groupIDNotFound))
+            }
             if let code = consumerGroups[request.groupID]?.fetchProblem(
                 memberID: request.memberID, epoch: request.memberEpoch)
             {
@@ -285,6 +317,16 @@ package struct GroupCoordinatorShard: ~Copyable {
             respond(id, .consumerGroupDescribe(ids.map { describeConsumerGroup($0) }), after: ids, &outbox)
         case .lastRebalances(let ids):
             outbox.respond(id, .lastRebalances(ids.compactMap { lastRebalance($0) }))
+        case .shareGroupHeartbeat(let request, let client):
+            shareHeartbeat(id, request, client, &outbox)
+        case .shareGroupDescribe(let ids):
+            respond(id, .shareGroupDescribe(ids.map { describeShareGroup($0) }), after: ids, &outbox)
+        case .alterShareOffsets(let request):
+            alterShareOffsets(id, request, &outbox)
+        case .deleteShareOffsets(let request):
+            deleteShareOffsets(id, request, &outbox)
+        case .sharePartitions(let ids):
+            respond(id, .sharePartitions(ids.map { sharePartitions($0) }), after: ids, &outbox)
         }
     }
 
@@ -303,6 +345,7 @@ package struct GroupCoordinatorShard: ~Copyable {
         guard !groupID.isEmpty, groupID.utf8.count <= GroupLimits.groupIDBytesLimit else {
             return refuse(.invalidGroupID)
         }
+        if shareGroups[groupID] != nil { return refuse(.inconsistentGroupProtocol) }
         guard request.sessionTimeoutMs >= configuration.minSessionTimeoutMilliseconds,
             request.sessionTimeoutMs <= configuration.maxSessionTimeoutMilliseconds
         else { return refuse(.invalidSessionTimeout) }
@@ -318,7 +361,7 @@ package struct GroupCoordinatorShard: ~Copyable {
         if groups[groupID] == nil {
             // Only a newcomer founds a group; who brings an id believes in one that is gone.
             guard request.memberID.isEmpty else { return refuse(.unknownMemberID) }
-            guard groups.count + consumerGroups.count < GroupLimits.groupCountLimit else {
+            guard groupCount < GroupLimits.groupCountLimit else {
                 return refuse(.groupMaxSizeReached)
             }
             makeRoomForClassicGroup(groupID, &outbox)
@@ -353,6 +396,7 @@ package struct GroupCoordinatorShard: ~Copyable {
         let groupID: String
         switch timer {
         case .session(let group, let member):
+            if shareGroups[group] != nil { return shareSessionTimeIsUp(member, of: group, &outbox) }
             if consumerGroups[group] != nil {
                 let reason = consumerGroups[group]?.sessionTimeIsUp(member, &outbox)
                 return expire(member, of: group, reason, &outbox)
@@ -415,9 +459,10 @@ package struct GroupCoordinatorShard: ~Copyable {
         let isAnonymous =
             producer != nil && request.generationIDOrMemberEpoch < 0 && request.memberID.isEmpty
             && request.groupInstanceID == nil
+        if shareGroups[groupID] != nil { return refuse(.groupIDNotFound) }
         if isAnonymous {
             if groups[groupID] == nil, consumerGroups[groupID] == nil,
-                groups.count + consumerGroups.count >= GroupLimits.groupCountLimit
+                groupCount >= GroupLimits.groupCountLimit
             {
                 return refuse(.groupMaxSizeReached)
             }
@@ -439,7 +484,7 @@ package struct GroupCoordinatorShard: ~Copyable {
             if let code, producer == nil || code != .rebalanceInProgress { return refuse(code) }
         } else if request.generationIDOrMemberEpoch >= 0 {
             return refuse(reportsMissingGroup ? .groupIDNotFound : .illegalGeneration)
-        } else if groups.count + consumerGroups.count >= GroupLimits.groupCountLimit {
+        } else if groupCount >= GroupLimits.groupCountLimit {
             return refuse(.groupMaxSizeReached)
         }
 
@@ -566,6 +611,7 @@ package struct GroupCoordinatorShard: ~Copyable {
     }
 
     private mutating func forget(_ topics: [String], _ outbox: inout Outbox) {
+        forgetShareTopics(Set(topics), &outbox)
         var records: [CoordinatorRecord] = []
         let known = topics.filter { offsets.hasOffsets(topic: $0) }.sorted()
         for group in known.isEmpty ? [] : offsets.groupIDs() {
@@ -707,11 +753,20 @@ package struct GroupCoordinatorShard: ~Copyable {
     private mutating func deleteGroups(_ id: RequestID, _ ids: [String], _ outbox: inout Outbox) {
         var records: [CoordinatorRecord] = []
         var seen: Set<String> = []
+        var outstandingCount = 0
         let results = ids.compactMap { groupID -> DeleteGroupsResponse.DeletableGroupResult? in
             guard seen.insert(groupID).inserted else { return nil }
             var result = DeleteGroupsResponse.DeletableGroupResult()
             result.groupID = groupID
-            if let group = consumerGroups[groupID] {
+            if let group = shareGroups[groupID] {
+                if !group.isEmpty {
+                    result.errorCode = ErrorCode.nonEmptyGroup.rawValue
+                } else if beginDeletion(of: groupID, for: id, &outbox) {
+                    outstandingCount += 1
+                } else {
+                    records.append(contentsOf: group.tombstones())
+                }
+            } else if let group = consumerGroups[groupID] {
                 if group.isEmpty {
                     records.append(contentsOf: allOffsetTombstones(groupID) + group.tombstones())
                 } else {
@@ -730,37 +785,12 @@ package struct GroupCoordinatorShard: ~Copyable {
             }
             return result
         }
+        if outstandingCount > 0 {
+            groupDeletions[id] = GroupDeletion(results: results, outstandingCount: outstandingCount)
+            appendInBatches(records, &outbox)
+            return
+        }
         guard !records.isEmpty else { return outbox.respond(id, .deleteGroups(results)) }
         appendInBatches(records, then: [.respond(id, .deleteGroups(results))], &outbox)
-    }
-}
-
-extension CoordinatorRecord {
-    /// Roughly what a tombstone of this key takes in the log.
-    var keyByteCount: Int {
-        let names =
-            switch self {
-            case .offsetCommit(let key, _): key.topic.utf8.count
-            case .consumerMember(let key, _): key.memberID.utf8.count
-            case .consumerMemberTarget(let key, _): key.memberID.utf8.count
-            case .consumerMemberCurrent(let key, _): key.memberID.utf8.count
-            case .consumerPattern(let key, _): key.regularExpression.utf8.count
-            case .groupMetadata, .consumerGroup, .consumerGroupTopics, .consumerTarget: 0
-            }
-        return groupID.utf8.count + names + 64
-    }
-
-    package var groupID: String {
-        switch self {
-        case .offsetCommit(let key, _): key.group
-        case .groupMetadata(let key, _): key.group
-        case .consumerGroup(let key, _): key.groupID
-        case .consumerGroupTopics(let key, _): key.groupID
-        case .consumerMember(let key, _): key.groupID
-        case .consumerTarget(let key, _): key.groupID
-        case .consumerMemberTarget(let key, _): key.groupID
-        case .consumerMemberCurrent(let key, _): key.groupID
-        case .consumerPattern(let key, _): key.groupID
-        }
     }
 }

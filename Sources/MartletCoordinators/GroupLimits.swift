@@ -43,11 +43,13 @@ package struct GroupConfiguration: Sendable, Equatable {
     package var groupMaxSize: Int
     package var offsetMetadataMaxBytes: Int
     package var consumer: ConsumerGroupConfiguration
+    package var share: ShareGroupConfiguration
 
     package init(
         initialRebalanceDelayMilliseconds: Int64 = 3_000, minSessionTimeoutMilliseconds: Int32 = 6_000,
         maxSessionTimeoutMilliseconds: Int32 = 1_800_000, groupMaxSize: Int = .max,
-        offsetMetadataMaxBytes: Int = 4_096, consumer: ConsumerGroupConfiguration = .init()
+        offsetMetadataMaxBytes: Int = 4_096, consumer: ConsumerGroupConfiguration = .init(),
+        share: ShareGroupConfiguration = .init()
     ) {
         self.initialRebalanceDelayMilliseconds = initialRebalanceDelayMilliseconds
         self.minSessionTimeoutMilliseconds = minSessionTimeoutMilliseconds
@@ -55,6 +57,7 @@ package struct GroupConfiguration: Sendable, Equatable {
         self.groupMaxSize = min(groupMaxSize, GroupLimits.memberCountLimit)
         self.offsetMetadataMaxBytes = offsetMetadataMaxBytes
         self.consumer = consumer
+        self.share = share
     }
 }
 

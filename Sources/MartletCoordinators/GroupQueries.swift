@@ -61,7 +61,8 @@ extension GroupCoordinatorShard {
             answer.errorMessage =
                 id.isEmpty
                 ? "The group id is empty"
-                : consumerGroups[id] == nil ? "Group \(id) not found." : "Group \(id) is not a classic group."
+                : consumerGroups[id] == nil && shareGroups[id] == nil
+                    ? "Group \(id) not found." : "Group \(id) is not a classic group."
             return answer
         }
         answer.lastRebalance = group.lastRebalance.map { report in
@@ -98,10 +99,14 @@ extension GroupCoordinatorShard {
         let states = Set(request.statesFilter.map { $0.lowercased() })
         let types = Set(request.typesFilter.map { $0.lowercased() })
         var response = ListGroupsResponse()
-        for id in (Array(groups.keys) + Array(consumerGroups.keys)).sorted() {
+        for id in (Array(groups.keys) + Array(consumerGroups.keys) + Array(shareGroups.keys)).sorted() {
             var entry = ListGroupsResponse.ListedGroup()
             entry.groupID = id
-            if let group = consumerGroups[id] {
+            if let group = shareGroups[id] {
+                entry.protocolType = "share"
+                entry.groupState = group.stateName
+                entry.groupType = "share"
+            } else if let group = consumerGroups[id] {
                 entry.protocolType = ConsumerSubscription.protocolType
                 entry.groupState = group.stateName
                 entry.groupType = "consumer"
@@ -124,6 +129,7 @@ extension GroupCoordinatorShard {
     package struct DurableState: Sendable, Equatable {
         package var groups: [String: GroupMetadataValue] = [:]
         package var consumerGroups: [String: ConsumerGroupState] = [:]
+        package var shareGroups: [String: ShareGroupState] = [:]
         package var offsets: [OffsetCommitKey: CommittedOffset] = [:]
         /// Offsets of open transactions, by producer id.
         package var pendingOffsets: [Int64: [OffsetCommitKey: OffsetCommitValue]] = [:]
@@ -136,6 +142,7 @@ extension GroupCoordinatorShard {
         for (id, group) in groups { durable.groups[id] = group.persisted }
         durable.pendingOffsets = pendingOffsets.summary()
         for (id, group) in consumerGroups { durable.consumerGroups[id] = group.durable }
+        for (id, group) in shareGroups { durable.shareGroups[id] = group.durable }
         for group in offsets.groupIDs() {
             for topic in offsets.topics(group: group) {
                 for partition in offsets.partitions(group: group, topic: topic) {
@@ -162,6 +169,11 @@ extension GroupCoordinatorShard {
     }
 
     package func summary(group id: String) -> GroupSummary? {
+        if let group = shareGroups[id] {
+            return GroupSummary(
+                state: group.stateName, generation: group.epoch, protocolName: nil, leaderID: nil,
+                memberIDs: group.members.keys.sorted(), pendingMemberCount: 0, lastRebalance: nil)
+        }
         if let group = consumerGroups[id] {
             return GroupSummary(
                 state: group.stateName, generation: group.epoch, protocolName: nil, leaderID: nil,
@@ -176,8 +188,9 @@ extension GroupCoordinatorShard {
         }
     }
 
-    package var groupCount: Int { groups.count + consumerGroups.count }
-    package var hasConsumerGroups: Bool { !consumerGroups.isEmpty }
+    package var groupCount: Int { groups.count + consumerGroups.count + shareGroups.count }
+    /// Whether there are groups for which topics matter.
+    package var followsTopics: Bool { !consumerGroups.isEmpty || !shareGroups.isEmpty }
     package var offsetCount: Int { offsets.offsetCount }
 
     /// Offsets of topics that are gone, perhaps replaced by others of their names while this shard was not loaded;

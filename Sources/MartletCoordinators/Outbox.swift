@@ -5,6 +5,8 @@ enum Continuation: Equatable {
     case respond(RequestID, GroupResponse)
     /// The leader's assignment of this generation is durable: hand it out.
     case handOutAssignment(group: String, generation: Int32)
+    /// The records that go with an order to the share coordinator are durable: carry it out.
+    case orderShareState(ShareOrderID)
 }
 
 /// Collects what one event leads to. Groups decide records; the shard replays and appends them afterwards, so

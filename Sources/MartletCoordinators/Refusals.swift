@@ -73,6 +73,8 @@ extension GroupCoordinatorShard {
                 })
         case .lastRebalances:
             return .lastRebalances([])
+        case .shareGroupHeartbeat, .shareGroupDescribe, .alterShareOffsets, .deleteShareOffsets, .sharePartitions:
+            return shareRefusal(request, code)
         }
     }
 }
@@ -139,6 +141,8 @@ extension GroupResponse {
                 })
         case .lastRebalances:
             return .lastRebalances([])
+        case .shareGroupHeartbeat, .shareGroupDescribe, .alterShareOffsets, .deleteShareOffsets, .sharePartitions:
+            return shareRefused(code)
         }
     }
 }

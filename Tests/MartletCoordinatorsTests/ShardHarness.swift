@@ -23,6 +23,10 @@ final class ShardHarness {
     private(set) var timers: [CoordinatorTimer: Instant] = [:]
     private(set) var responses: [RequestID: GroupResponse] = [:]
     private(set) var reports: [RebalanceReport] = []
+    /// Orders to the share coordinator that nobody has answered yet.
+    private(set) var shareOrders: [(order: ShareStateOrder, id: ShareOrderID)] = []
+    /// Answer each order at once, as done.
+    var carriesOutOrders = true
     /// Appends on their way, in order.
     private(set) var inFlight: [(records: [CoordinatorRecord], token: AppendToken)] = []
     private var producers: [AppendToken: Int64] = [:]
@@ -104,8 +108,10 @@ final class ShardHarness {
             case .schedule(let timer, let instant): timers[timer] = instant
             case .cancel(let timer): timers[timer] = nil
             case .report(let report): reports.append(report)
+            case .orderShareState(let order, let id): shareOrders.append((order, id))
             }
         }
+        while carriesOutOrders, !shareOrders.isEmpty { answerOrder(.none) }
         while commitsAtOnce, !inFlight.isEmpty { commitNext() }
     }
 
@@ -124,6 +130,21 @@ final class ShardHarness {
             entries.append(.end(producerID: marker.producer.id, commits: marker.commits))
         }
         handle(.committed(next.token))
+    }
+
+    /// The share coordinator answers the order that came first.
+    func answerOrder(_ code: ErrorCode) {
+        let next = shareOrders.removeFirst()
+        var results: [UniversalID: [Int32: ErrorCode]] = [:]
+        switch next.order.work {
+        case .initialize(_, let offsets):
+            for (topic, partitions) in offsets { results[topic] = partitions.mapValues { _ in code } }
+        case .delete(let partitions):
+            for (topic, indexes) in partitions {
+                for index in indexes { results[topic, default: [:]][index] = code }
+            }
+        }
+        handle(.shareStateOrdered(next.id, results))
     }
 
     func failNext(_ code: ErrorCode) {

@@ -48,6 +48,10 @@ package final class BrokerLoop: @unchecked Sendable {
     package private(set) lazy var groups = GroupShards(loop: self)
     /// Transaction coordinator shards whose partition lives here.
     package private(set) lazy var transactions = TransactionShards(loop: self)
+    /// Share coordinator shards whose partition lives here.
+    package private(set) lazy var shareStates = ShareStateShards(loop: self)
+    /// Share partitions whose partition lives here.
+    package private(set) lazy var sharePartitions = SharePartitions(loop: self)
     private var partitions: [PartitionKey: Partition] = [:]
     private var connections: [UInt64: ServerConnection] = [:]
     private var dirty: [Partition] = []
@@ -105,10 +109,15 @@ package final class BrokerLoop: @unchecked Sendable {
         {
             groups.topicsChanged()
         }
-        if previous.brokerConfiguration != image.brokerConfiguration {
+        let groupsChanged = previous.groupConfigurationNumber != image.groupConfigurationNumber
+        if previous.brokerConfiguration != image.brokerConfiguration || groupsChanged {
             groups.configurationChanged()
-            transactions.configurationChanged()
+            sharePartitions.configurationChanged()
         }
+        if previous.brokerConfiguration != image.brokerConfiguration { transactions.configurationChanged() }
+        let deletedIDs = deletedTopics.compactMap { previous.topicID(named: $0) }
+        shareStates.topicsDeleted(deletedIDs)
+        sharePartitions.topicsDeleted(deletedIDs)
         for name in deletedTopics {
             guard let topic = previous.topic(named: name) else { continue }
             for index in topic.partitions.indices {
@@ -348,6 +357,8 @@ package final class BrokerLoop: @unchecked Sendable {
         routes.imageChanged()
         groups.stop()
         transactions.stop()
+        sharePartitions.stop()
+        shareStates.stop()
         endTurn()
         let closing = inOrder.map { $0.partition.close(clean: clean) }
         partitions = [:]

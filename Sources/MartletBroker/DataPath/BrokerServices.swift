@@ -20,6 +20,7 @@ package final class BrokerServices: Sendable {
     package let producerIDs = ProducerIDBlocks()
     package let loops: LoopRegistry
     package let folders = FolderHolds()
+    package let shareSessions = ShareSessionRegistry()
 
     package init(
         settings: BrokerSettings, logger: Logger, budget: MemoryBudget, surroundings: Surroundings,

@@ -76,6 +76,8 @@ package final class Partition: @unchecked Sendable {
     private var flushWaiters: [FlushWaiter] = []
     private var nextAppendID: UInt64 = 0
     private var fetchWaiters: [FetchWaiter] = []
+    /// Told once when the high watermark moves, or everybody has to look again.
+    private var observers: [() -> Void] = []
     private var isFlushing = false
     private var flushWanted = false
     /// Tries since the last flush that succeeded.
@@ -283,7 +285,7 @@ package final class Partition: @unchecked Sendable {
             lastUse = loop.eventLoop.now
         }
         guard case .open(let log) = phase, lastUse <= deadline, !isFlushing, !isDirty, !maintenanceRunning,
-            waiting.isEmpty, flushWaiters.isEmpty, fetchWaiters.isEmpty
+            waiting.isEmpty, flushWaiters.isEmpty, fetchWaiters.isEmpty, observers.isEmpty
         else { return }
         phase = .opening([])
         let transfer = LogTransfer(log)
@@ -672,7 +674,15 @@ package final class Partition: @unchecked Sendable {
         fetchWaiters.removeAll { $0.fetch === fetch }
     }
 
+    /// Calls `body` once, when there may be more to read.
+    func whenAdvanced(_ body: @escaping () -> Void) { observers.append(body) }
+
     private func wakeFetches() {
+        if !observers.isEmpty {
+            let told = observers
+            observers = []
+            for body in told { body() }
+        }
         guard !fetchWaiters.isEmpty else { return }
         let woken = fetchWaiters
         fetchWaiters.removeAll(keepingCapacity: true)

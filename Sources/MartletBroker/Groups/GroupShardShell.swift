@@ -60,7 +60,7 @@ final class GroupShardShell: @unchecked Sendable {
         self.key = key
         self.index = key.partition
         self.loop = loop
-        core = GroupCoordinatorShard(configuration: GroupConfiguration(loop.image.brokerConfiguration))
+        core = GroupCoordinatorShard(configuration: GroupConfiguration(loop.image))
     }
 
     // MARK: Requests
@@ -72,7 +72,7 @@ final class GroupShardShell: @unchecked Sendable {
         replies[id] = reply
         switch phase {
         case .active:
-            if request.concernsTopics || core.hasConsumerGroups { tellTopics() }
+            if request.concernsTopics || core.followsTopics { tellTopics() }
             guard request.isProducers, let partition = loop.partition(key), !partition.isOpen else {
                 return serve(id, request)
             }
@@ -194,6 +194,12 @@ final class GroupShardShell: @unchecked Sendable {
                     "reason": "\(report.reason)",
                     "members": "\(report.memberCount)", "milliseconds": "\(report.durationMilliseconds)",
                 ])
+        case .orderShareState(let order, let id):
+            let incarnation = self.incarnation
+            ShareStateOrders.run(order, on: loop) { results in
+                guard incarnation == self.incarnation else { return }
+                self.handle(.shareStateOrdered(id, results))
+            }
         }
     }
 
@@ -310,7 +316,7 @@ final class GroupShardShell: @unchecked Sendable {
         expiration?.cancel()
         expiration = nil
         toldCatalogVersion = nil
-        core = GroupCoordinatorShard(configuration: GroupConfiguration(loop.image.brokerConfiguration))
+        core = GroupCoordinatorShard(configuration: GroupConfiguration(loop.image))
     }
 
     /// Topics that were deleted: their offsets go.
@@ -319,7 +325,7 @@ final class GroupShardShell: @unchecked Sendable {
     }
 
     func configurationChanged() {
-        handle(.reconfigured(GroupConfiguration(loop.image.brokerConfiguration)))
+        handle(.reconfigured(GroupConfiguration(loop.image)))
     }
 
     /// Answers everybody who waits; the broker stops or the partition goes.
@@ -477,7 +483,8 @@ final class GroupShardShell: @unchecked Sendable {
 }
 
 extension GroupConfiguration {
-    init(_ broker: BrokerConfiguration) {
+    init(_ image: MetadataImage) {
+        let broker = image.brokerConfiguration
         self.init(
             initialRebalanceDelayMilliseconds: broker.groupInitialRebalanceDelayMilliseconds,
             minSessionTimeoutMilliseconds: broker.groupMinSessionTimeoutMilliseconds,
@@ -488,6 +495,7 @@ extension GroupConfiguration {
                 sessionTimeoutMilliseconds: broker.groupConsumerSessionTimeoutMilliseconds,
                 maxSize: broker.groupConsumerMaxSize,
                 assignors: broker.groupConsumerAssignors.compactMap(ServerAssignor.init(rawValue:)),
-                migrationPolicy: .init(rawValue: broker.groupConsumerMigrationPolicy) ?? .bidirectional))
+                migrationPolicy: .init(rawValue: broker.groupConsumerMigrationPolicy) ?? .bidirectional),
+            share: ShareGroupConfiguration(image))
     }
 }

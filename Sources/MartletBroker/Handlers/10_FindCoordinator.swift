@@ -1,5 +1,6 @@
 internal import Logging
 internal import MartletController
+internal import MartletCoordinators
 package import MartletKafkaProtocol
 internal import MartletLogModel
 internal import NIOCore
@@ -10,9 +11,16 @@ package enum FindCoordinatorHandler {
     private enum KeyType {
         static let group: Int8 = 0
         static let transaction: Int8 = 1
+        /// A share partition, as `group:topic id:partition` (KIP-932).
+        static let share: Int8 = 2
     }
 
     package static func handle(_ request: FindCoordinatorRequest, _ context: RequestContext) {
+        if request.keyType == KeyType.share, context.version < 6 || !context.loop.servesShareGroups {
+            var refused = request
+            refused.keyType = -1
+            return context.respond(response(refused, context))
+        }
         guard let topic = topic(of: request.keyType), context.image.topicID(named: topic) == nil else {
             context.respond(response(request, context))
             return
@@ -34,6 +42,7 @@ package enum FindCoordinatorHandler {
         switch keyType {
         case KeyType.group: TopicName.consumerOffsets
         case KeyType.transaction: TopicName.transactionState
+        case KeyType.share: TopicName.shareGroupState
         case _: nil
         }
     }
@@ -59,6 +68,13 @@ package enum FindCoordinatorHandler {
             coordinator.port = Int32(address?.port ?? -1)
             coordinator.errorCode = code.rawValue
             coordinator.errorMessage = message
+            if request.keyType == KeyType.share, code == .none, SharePartitionID(coordinatorKey: key) == nil {
+                coordinator.errorCode = ErrorCode.invalidRequest.rawValue
+                coordinator.errorMessage = "a share partition is named group:topic id:partition"
+                coordinator.nodeID = -1
+                coordinator.host = ""
+                coordinator.port = -1
+            }
             return coordinator
         }
         return response
@@ -68,7 +84,7 @@ package enum FindCoordinatorHandler {
         guard let topic = topic(of: request.keyType) else {
             return (
                 .invalidRequest,
-                "coordinator type \(request.keyType) is not served; 0 is a consumer group, 1 a transactional id"
+                "coordinator type \(request.keyType) is not served; 0 is a group, 1 a transactional id, 2 a share partition"
             )
         }
         guard context.image.topicID(named: topic) != nil else {

@@ -134,7 +134,7 @@ struct ConsumerGroup {
                     topics: Set($0.topics), version: $0.version,
                     resolvedAt: Timestamp(milliseconds: $0.timestamp))
             }
-        case .offsetCommit, .groupMetadata:
+        case .offsetCommit, .groupMetadata, .share:
             preconditionFailure("\(record) is no record of a consumer group")
         }
     }

@@ -13,6 +13,7 @@ extension GroupCoordinatorShard {
         if consumerGroups[id] == nil {
             guard hasValue else { return }
             groups[id] = nil
+            shareGroups[id] = nil
             consumerGroups[id] = ConsumerGroup(id: id)
         }
         consumerGroups[id]?.replay(record)
@@ -141,6 +142,9 @@ extension GroupCoordinatorShard {
         {
             return response
         }
+        guard shareGroups[groupID] == nil else {
+            throw GroupRefusal(.groupIDNotFound, "Group \(groupID) is not a consumer group.")
+        }
         guard request.memberEpoch == ConsumerMember.Epoch.join else {
             throw GroupRefusal(.groupIDNotFound, "Group \(groupID) not found.")
         }
@@ -159,7 +163,7 @@ extension GroupCoordinatorShard {
         _ groupID: String, _ outbox: inout Outbox
     ) throws(GroupRefusal) -> ConsumerGroup {
         guard var classic = groups[groupID] else {
-            guard groups.count + consumerGroups.count < GroupLimits.groupCountLimit else {
+            guard groupCount < GroupLimits.groupCountLimit else {
                 throw GroupRefusal(
                     .groupMaxSizeReached,
                     "This coordinator has \(GroupLimits.groupCountLimit) groups, its limit.")
@@ -379,7 +383,8 @@ extension GroupCoordinatorShard {
         answer.errorMessage =
             id.isEmpty
             ? "The group id is empty"
-            : groups[id] == nil ? "Group \(id) not found." : "Group \(id) is not a consumer group."
+            : groups[id] == nil && shareGroups[id] == nil
+                ? "Group \(id) not found." : "Group \(id) is not a consumer group."
         return answer
     }
 
