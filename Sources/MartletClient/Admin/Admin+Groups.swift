@@ -105,6 +105,11 @@ extension Admin {
         guard let item = response.groups.first(where: { $0.groupID == group }) else {
             throw ClientError(.protocolViolation, "broker \(coordinator) left out group '\(group)'")
         }
+        if item.errorCode == ErrorCode.groupIDNotFound.rawValue,
+            let share = try await describeShareGroup(group, coordinator)
+        {
+            return share
+        }
         if let error = problem(item.errorCode, "group '\(group)'", item.errorMessage) { throw error }
         return GroupDescription(
             groupID: group, state: item.groupState, protocolType: "consumer", strategy: item.assignorName,

@@ -65,7 +65,9 @@ struct GroupDescribe: AsyncParsableCommand {
         abstract: "Show members, committed offsets and lag.",
         discussion: """
             Lag is the number of offsets between the committed one and the end of the
-            partition.
+            partition. Of a share group it shows the first record that is not done with,
+            and as lag how many from there on are not; several members may read a
+            partition, and the last of them is named.
 
             Examples:
               martlet group describe billing
@@ -81,7 +83,11 @@ struct GroupDescribe: AsyncParsableCommand {
         var committed: Offset?
         var end: Offset?
         var member: GroupMember?
-        var lag: Int64? { committed.flatMap { committed in end.map { max(0, $0 - committed) } } }
+        /// Of share groups, which have records done with out of order.
+        var shareLag: Int64?
+        var lag: Int64? { shareLag ?? distance }
+
+        private var distance: Int64? { committed.flatMap { committed in end.map { max(0, $0 - committed) } } }
     }
 
     func run() async throws {
@@ -100,6 +106,7 @@ struct GroupDescribe: AsyncParsableCommand {
 
     private func report(_ admin: Admin, _ name: String) async throws -> (GroupDescription, [Position]) {
         let group = try await admin.describeGroup(name)
+        if group.protocolType == "share" { return (group, try await sharePositions(admin, group)) }
         let offsets = try await admin.groupOffsets(name)
         if group.state == "Dead", offsets.isEmpty {
             throw CommandFailure(
@@ -122,6 +129,25 @@ struct GroupDescribe: AsyncParsableCommand {
         return (group, positions.values.sorted { $0.partition < $1.partition })
     }
 
+    /// Of a share group: where it starts in each partition. Several members may read one.
+    private func sharePositions(_ admin: Admin, _ group: GroupDescription) async throws -> [Position] {
+        var positions: [TopicPartition: Position] = [:]
+        for (partition, offset) in try await admin.shareGroupOffsets(group.groupID) {
+            positions[partition] = Position(
+                partition: partition, committed: offset.start, shareLag: offset.lag)
+        }
+        for member in group.members {
+            for partition in member.assignment {
+                positions[partition, default: Position(partition: partition)].member = member
+            }
+        }
+        let ends = try await admin.listOffsets(positions.mapValues { _ in .latest })
+        for (partition, result) in ends {
+            if case .success(let end) = result { positions[partition]?.end = end?.offset }
+        }
+        return positions.values.sorted { $0.partition < $1.partition }
+    }
+
     private func text(_ group: GroupDescription, _ positions: [Position]) -> String {
         let lag = positions.compactMap(\.lag).reduce(0, +)
         var text = "group \(group.groupID)  state \(group.state)  coordinator \(group.coordinator)"
@@ -132,7 +158,10 @@ struct GroupDescribe: AsyncParsableCommand {
                 "last rebalance: \(rebalance.reason); took \(milliseconds(rebalance.duration)) ms, generation \(rebalance.generation), \(rebalance.memberCount) members\n"
         }
         if !positions.isEmpty {
-            var table = TextTable("TOPIC", "PARTITION#", "COMMITTED#", "END#", "LAG#", "MEMBER", "HOST")
+            var table = TextTable(
+                "TOPIC", "PARTITION#", group.protocolType == "share" ? "START#" : "COMMITTED#", "END#",
+                "LAG#",
+                "MEMBER", "HOST")
             for position in positions {
                 table.add(
                     position.partition.topic, position.partition.partition.description,
