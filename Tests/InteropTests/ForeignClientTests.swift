@@ -19,6 +19,13 @@ import Testing
     }
 
     @Test(
+        .enabled(if: ForeignClients.python != nil, ForeignClients.venvAbsent), .timeLimit(.minutes(4)),
+        arguments: Findings.scenarios("share_client"))
+    func `the share consumer of confluent-kafka holds`(scenario: String) throws {
+        try ForeignClients.hold("share_client", scenario, seconds: 220)
+    }
+
+    @Test(
         .enabled(if: ForeignClients.python != nil, ForeignClients.venvAbsent), .timeLimit(.minutes(3)),
         arguments: Findings.scenarios("kafka_python_client"))
     func `kafka-python holds`(scenario: String) throws {
@@ -71,7 +78,7 @@ import Testing
         .enabled(if: ForeignClients.python != nil, ForeignClients.venvAbsent), .timeLimit(.minutes(1)),
         arguments: [
             "kcat_client", "confluent_client", "kafka_python_client", "aiokafka_client", "api_versions", "market",
-            "hostile", "crash",
+            "hostile", "crash", "share_client",
         ])
     func `every scenario of a script is listed in the findings, once`(script: String) throws {
         let listed = (Findings.read.holds[script] ?? []) + (Findings.read.doesNotHold[script] ?? [])
