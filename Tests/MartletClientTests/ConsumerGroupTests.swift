@@ -152,6 +152,31 @@ import Testing
         }
     }
 
+    @Test func `a member that is refused for good loses its partitions before it says so`() async throws {
+        try await ProxiedBroker.run { broker in
+            try await broker.topic("t", 2)
+            let events = Mutex<[RebalanceEvent]>([])
+            let consumer = try member(broker) {
+                $0.groupInstanceID = "one"
+                $0.onRebalance = { event in events.withLock { $0.append(event) } }
+            }
+            try await consumer.subscribe(to: ["t"])
+            try await poll(consumer) { consumer.assignment.count == 2 }
+            broker.proxy.always(
+                .consumerGroupHeartbeat,
+                .answer { header in
+                    var response = ConsumerGroupHeartbeatResponse()
+                    response.errorCode = ErrorCode.fencedInstanceID.rawValue
+                    return try response.frame(version: header.apiVersion, correlationID: header.correlationID)
+                })
+            await #expect { try await poll(consumer) { false } } throws: { ($0 as? ClientError)?.code == .fenced }
+            let both = [TopicPartition("t", 0), TopicPartition("t", 1)]
+            #expect(events.withLock { $0 } == [.assigned(both), .lost(both)])
+            #expect(consumer.assignment.isEmpty)
+            try await consumer.close()
+        }
+    }
+
     @Test func `a pattern follows topics that are created later`() async throws {
         try await ProxiedBroker.run { broker in
             try await broker.topic("trade-a", 1)

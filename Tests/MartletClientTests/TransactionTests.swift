@@ -133,6 +133,38 @@ import Testing
         }
     }
 
+    @Test func `a cancellation at whatever moment leaves no transaction open`() async throws {
+        try await run { broker in
+            try await broker.topic("t")
+            let producer = try broker.producer()
+            for round in 0..<40 {
+                await withTaskGroup(of: Void.self) { group in
+                    group.addTask {
+                        do {
+                            try await producer.withTransaction { transaction in
+                                try await transaction.enqueue(record("\(round)"))
+                                if round % 2 == 0 { try await transaction.send(record("\(round)")) }
+                            }
+                        } catch is CancellationError {
+                        } catch {
+                            Issue.record("round \(round): \(error)")
+                        }
+                    }
+                    for _ in 0..<round { await Task.yield() }
+                    group.cancelAll()
+                }
+            }
+            try await producer.withTransaction { try await $0.enqueue(record("last")) }
+            let values = try await broker.values(of: "t")[0]
+            #expect(values.last == "last")
+            for round in stride(from: 0, to: 40, by: 2) {
+                let count = values.count { $0 == "\(round)" }
+                #expect(count == 0 || count == 2, "round \(round): \(count)")
+            }
+            try await producer.close()
+        }
+    }
+
     @Test(arguments: [TransactionRules.first, .second])
     func `a zombie is shut out and nothing of it is seen`(rules: TransactionRules) async throws {
         try await run(rules) { broker in

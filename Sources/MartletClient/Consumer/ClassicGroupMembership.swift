@@ -228,7 +228,10 @@ final class ClassicGroupMembership: GroupMembership, @unchecked Sendable {
     }
 
     private func fail(_ error: ClientError) {
+        let lost = owned.union(buffer.cancelSteps()).sorted()
         stop()
+        // Without a membership others may have them; reading on would do their work twice.
+        if !lost.isEmpty { buffer.request(.revoke(lost, isLost: true)) }
         buffer.report(error)
     }
 

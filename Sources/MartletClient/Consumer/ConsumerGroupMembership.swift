@@ -330,7 +330,11 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
     }
 
     private func fail(_ error: ClientError) {
+        let owned = member.owned.sorted()
         stop()
+        _ = buffer.cancelSteps()
+        // Without a membership others may have them; reading on would do their work twice.
+        if !owned.isEmpty { buffer.request(.revoke(owned, isLost: true)) }
         buffer.report(error)
     }
 

@@ -33,7 +33,10 @@ extension Producer {
         try await prepareTransactions()
         let transactions = try transactions()
         let (loop, accumulator) = (sender.engine.loop, accumulator)
-        let number = try await loop.reply { reply in transactions.begin(reply) }
+        let begun = Reply<Int>()
+        loop.execute { transactions.begin(begun) }
+        // Not cancellable either: a transaction that has begun and that nobody knows of would never be ended.
+        let number = try await begun.uncancellableValue()
         accumulator.openTransaction(number)
         do {
             let value = try await body(ProducerTransaction(self, number))
