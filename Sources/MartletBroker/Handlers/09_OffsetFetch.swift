@@ -62,7 +62,7 @@ package enum OffsetFetchHandler {
                     answer.topics[index].topicID = image.topicID(named: answer.topics[index].name) ?? .zero
                 }
                 // Offsets of a topic that is being deleted have no id to be named by.
-                answer.topics.removeAll { $0.topicID == .zero }
+                answer.topics.removeAll { image.topicName(id: $0.topicID) == nil }
                 if answer.errorCode == 0 { answer.topics += missing }
             }
             return answer
