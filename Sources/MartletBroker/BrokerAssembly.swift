@@ -50,6 +50,12 @@ package struct BrokerAssembly: Sendable {
         for loop in loops { loop.post { $0.transactions.resume() } }
     }
 
+    /// Breaks the references in circles, once nothing of it runs any more: a process of the simulator that has ended.
+    package func dismantle() {
+        services.controller.install(loops: [])
+        services.loops.clear()
+    }
+
     /// The handler of a new channel on `eventLoop`, on that loop; `nil` where there are too many.
     package func makeConnection(on eventLoop: any EventLoop) -> ServerConnection? {
         guard let id = connections.open() else {

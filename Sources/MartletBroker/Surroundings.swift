@@ -16,15 +16,19 @@ package struct Surroundings: Sendable {
     package var workPool: any WorkQueue
     package var clock: BrokerClock
     package var random: RandomSource
+    /// Empty outside of the simulator's mutation table.
+    package var suspended: SuspendedRules
 
     package init(
-        disk: AnyDisk, flushPool: any WorkQueue, workPool: any WorkQueue, clock: BrokerClock, random: RandomSource
+        disk: AnyDisk, flushPool: any WorkQueue, workPool: any WorkQueue, clock: BrokerClock, random: RandomSource,
+        suspended: SuspendedRules = []
     ) {
         self.disk = disk
         self.flushPool = flushPool
         self.workPool = workPool
         self.clock = clock
         self.random = random
+        self.suspended = suspended
     }
 
     static func machine(flushPool: NIOThreadPool, workPool: NIOThreadPool) -> Surroundings {

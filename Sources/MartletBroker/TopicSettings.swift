@@ -1,5 +1,5 @@
 package import MartletController
-internal import MartletLogModel
+package import MartletLogModel
 package import MartletRecordBatch
 package import MartletReplication
 package import MartletStorage
@@ -14,8 +14,11 @@ extension TopicImage {
     }
 
     /// The topic's configuration in the storage engine's words.
-    package func logConfiguration(producerExpirationMilliseconds: Int64) -> LogConfiguration {
+    package func logConfiguration(
+        producerExpirationMilliseconds: Int64, suspended: SuspendedRules = []
+    ) -> LogConfiguration {
         var log = LogConfiguration()
+        log.suspended = suspended
         let topic = configuration
         log.segmentBytes = topic.segmentBytes
         log.segmentMilliseconds = topic.segmentMilliseconds

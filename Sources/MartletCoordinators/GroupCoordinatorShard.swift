@@ -447,6 +447,7 @@ package struct GroupCoordinatorShard: ~Copyable {
             outbox.respond(id, .offsetCommit(Self.refusal(request, code)))
         }
         let groupID = request.groupID
+        let isUnfenced = configuration.suspended.contains(.memberEpochFence)
         // A consumer without group management may use the empty id; everybody else names a group.
         guard groupID.utf8.count <= GroupLimits.groupIDBytesLimit, !groupID.isEmpty || producer == nil else {
             return refuse(.invalidGroupID)
@@ -471,7 +472,7 @@ package struct GroupCoordinatorShard: ~Copyable {
             if let code = group.commitProblem(
                 memberID: request.memberID, instanceID: request.groupInstanceID,
                 epoch: request.generationIDOrMemberEpoch,
-                knowsEpochs: reportsMissingGroup || producer != nil)
+                knowsEpochs: reportsMissingGroup || producer != nil), !isUnfenced
             {
                 return refuse(told(code))
             }
@@ -481,7 +482,7 @@ package struct GroupCoordinatorShard: ~Copyable {
         } else if groups[groupID] != nil {
             let code = groups[groupID]?.checkCommit(request, &outbox)
             // The consumer of a transaction commits while the next generation forms; its epoch fences it.
-            if let code, producer == nil || code != .rebalanceInProgress { return refuse(code) }
+            if let code, producer == nil || code != .rebalanceInProgress, !isUnfenced { return refuse(code) }
         } else if request.generationIDOrMemberEpoch >= 0 {
             return refuse(reportsMissingGroup ? .groupIDNotFound : .illegalGeneration)
         } else if groupCount >= GroupLimits.groupCountLimit {
@@ -505,7 +506,7 @@ package struct GroupCoordinatorShard: ~Copyable {
                 // Counted as Kafka counts, whatever the setting is called.
                 if metadata.utf16.count > configuration.offsetMetadataMaxBytes {
                     answer.errorCode = ErrorCode.offsetMetadataTooLarge.rawValue
-                } else if !isAnonymous,
+                } else if !isAnonymous, !isUnfenced,
                     let code = consumerGroups[groupID]?.commitProblem(
                         memberID: request.memberID, epoch: request.generationIDOrMemberEpoch,
                         topic: topic.topicID, partition: partition.partitionIndex)

@@ -1,3 +1,5 @@
+package import MartletLogModel
+
 /// Bounds of one coordinator shard. A client that meets one gets a clear error; nothing grows without end.
 package enum GroupLimits {
     /// Groups of one shard: 50 shards of the default offsets topic make five million.
@@ -44,6 +46,8 @@ package struct GroupConfiguration: Sendable, Equatable {
     package var offsetMetadataMaxBytes: Int
     package var consumer: ConsumerGroupConfiguration
     package var share: ShareGroupConfiguration
+    /// Empty outside of the simulator's mutation table.
+    package var suspended: SuspendedRules = []
 
     package init(
         initialRebalanceDelayMilliseconds: Int64 = 3_000, minSessionTimeoutMilliseconds: Int32 = 6_000,

@@ -1,3 +1,4 @@
+package import MartletLogModel
 package import MartletRecordBatch
 
 /// Settings of one partition's log; Kafka's topic configs. Bytes and milliseconds.
@@ -46,6 +47,8 @@ package struct LogConfiguration: Equatable, Sendable {
     package var roomThreshold = 8
     /// Internal topics may use the reserve when the disk is full: commits and metadata go on.
     package var mayUseReserve = false
+    /// Empty outside of the simulator's mutation table.
+    package var suspended: SuspendedRules = []
 
     package init() {}
 }

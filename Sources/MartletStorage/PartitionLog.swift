@@ -183,7 +183,9 @@ package final class PartitionLog<D: Disk> {
         precondition(header.totalByteCount == batch.readableBytes, "stage takes exactly one batch")
         precondition(header.lastOffsetDelta >= 0, "stage takes validated batches")
         try requireAppendable(batch.readableBytes)
-        if case .duplicate(let known) = try producers.check(header, checksSequence: checksSequence) {
+        if case .duplicate(let known) = try producers.check(
+            header, checksSequence: checksSequence, suspended: configuration.suspended)
+        {
             return .duplicate(
                 base: Offset(known.baseOffset), last: Offset(known.lastOffset),
                 timestamp: Timestamp(milliseconds: known.timestamp))

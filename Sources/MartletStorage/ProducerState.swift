@@ -66,17 +66,19 @@ package struct ProducerStateTable: Sendable {
     ///
     /// - Parameter checksSequence: false for what the broker itself writes for a producer (offsets that are part of
     ///   a transaction), which has no sequence of its own.
-    package func check(_ header: RecordBatchHeader, checksSequence: Bool = true) throws(AppendError) -> Check {
+    package func check(
+        _ header: RecordBatchHeader, checksSequence: Bool = true, suspended: SuspendedRules = []
+    ) throws(AppendError) -> Check {
         guard header.hasProducerID, let entry = entries[header.producerID] else { return .accepted }
         let producer = ProducerID(header.producerID)
-        guard header.producerEpoch >= entry.epoch else {
+        guard header.producerEpoch >= entry.epoch || suspended.contains(.producerEpoch) else {
             throw .invalidProducerEpoch(producer, current: entry.epoch, found: header.producerEpoch)
         }
         if header.isControl { return .accepted }
         guard header.isTransactional || entry.transactionFirstOffset == nil else {
             throw .outsideTransaction(producer)
         }
-        guard checksSequence else { return .accepted }
+        guard checksSequence, !suspended.contains(.sequence) else { return .accepted }
         if header.producerEpoch > entry.epoch {
             guard header.baseSequence == 0 else {
                 throw .outOfOrderSequence(producer, expected: 0, found: header.baseSequence)

@@ -1,5 +1,5 @@
 package import Logging
-internal import MartletLogModel
+package import MartletLogModel
 package import MartletStorage
 package import MartletTransport
 package import NIOCore
@@ -15,6 +15,7 @@ package final class BrokerServices: Sendable {
     package var workPool: any WorkQueue { surroundings.workPool }
     package var clock: BrokerClock { surroundings.clock }
     package var random: RandomSource { surroundings.random }
+    package var suspended: SuspendedRules { surroundings.suspended }
     package let directory: LogDirectory<AnyDisk>
     package let controller: ControllerShell
     package let producerIDs = ProducerIDBlocks()
@@ -60,6 +61,9 @@ package final class LoopRegistry: @unchecked Sendable {
     private let homes = Mutex(Homes())
 
     package init() {}
+
+    /// Lets go of the loops, which refer to this.
+    func clear() { all = [] }
 
     package var count: Int { all.count }
 

@@ -114,7 +114,8 @@ extension Partition {
         result.highWatermark = mark.rawValue
         result.lastStableOffset = stable.rawValue
         if item.readsCommitted { result.abortedTransactions = [] }
-        let bound = item.readsCommitted ? stable : mark
+        let suspended = loop.services.suspended
+        let bound = item.readsCommitted && !suspended.contains(.lastStableOffset) ? stable : mark
         result.logStartOffset = log.logStartOffset.rawValue
         if item.lastFetchedEpoch >= 0,
             let diverging = divergence(log, lastFetchedEpoch: item.lastFetchedEpoch, fetchOffset: item.fetchOffset)
@@ -153,7 +154,7 @@ extension Partition {
                 return result
             }
             guard region.byteCount > 0 else { return result }
-            if item.readsCommitted {
+            if item.readsCommitted, !suspended.contains(.abortedTransactions) {
                 result.abortedTransactions = try log.abortedTransactions(
                     from: Offset(item.fetchOffset), upTo: region.nextOffset)
             }

@@ -159,7 +159,7 @@ package final class Partition: @unchecked Sendable {
         switch result {
         case .success(let transfer):
             let log = transfer.log
-            replica = PartitionReplica(durability: topic.replicaDurability, recoveredEnd: log.logEndOffset)
+            replica = PartitionReplica(durability: durability, recoveredEnd: log.logEndOffset)
             replica.becameLeader(epoch: registration.leaderEpoch)
             phase = .open(log)
             if let damage = log.damage {
@@ -219,16 +219,21 @@ package final class Partition: @unchecked Sendable {
         self.topic = topic
         let newEpoch = registration.leaderEpoch != self.registration.leaderEpoch
         self.registration = registration
-        replica.durability = topic.replicaDurability
+        replica.durability = durability
         if case .open(let log) = phase {
             log.configuration = logConfiguration
             if newEpoch { replica.becameLeader(epoch: registration.leaderEpoch) }
         }
     }
 
+    private var durability: PartitionReplica.Durability {
+        loop.services.suspended.contains(.flushBeforeAcknowledgement) ? .relaxed : topic.replicaDurability
+    }
+
     private var logConfiguration: LogConfiguration {
         topic.logConfiguration(
-            producerExpirationMilliseconds: loop.image.brokerConfiguration.producerIDExpirationMilliseconds)
+            producerExpirationMilliseconds: loop.image.brokerConfiguration.producerIDExpirationMilliseconds,
+            suspended: loop.services.suspended)
     }
 
     package var isOpen: Bool {

@@ -97,7 +97,8 @@ extension Partition {
             admissions[header.producerID]?.items.append((item, request))
             return
         }
-        guard case .success(let log) = openLog, needsAdmission(header, log) else {
+        let isUnverified = transaction.rules == .first && loop.services.suspended.contains(.transactionVerification)
+        guard case .success(let log) = openLog, !isUnverified, needsAdmission(header, log) else {
             return appendAdmitted(item, for: request)
         }
         if log.producers.entries[header.producerID] == nil, refusedSequences.lacksPredecessor(header) {

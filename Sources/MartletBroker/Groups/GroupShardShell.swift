@@ -60,7 +60,13 @@ final class GroupShardShell: @unchecked Sendable {
         self.key = key
         self.index = key.partition
         self.loop = loop
-        core = GroupCoordinatorShard(configuration: GroupConfiguration(loop.image))
+        core = GroupCoordinatorShard(configuration: Self.configuration(loop))
+    }
+
+    private static func configuration(_ loop: BrokerLoop) -> GroupConfiguration {
+        var configuration = GroupConfiguration(loop.image)
+        configuration.suspended = loop.services.suspended
+        return configuration
     }
 
     // MARK: Requests
@@ -316,7 +322,7 @@ final class GroupShardShell: @unchecked Sendable {
         expiration?.cancel()
         expiration = nil
         toldCatalogVersion = nil
-        core = GroupCoordinatorShard(configuration: GroupConfiguration(loop.image))
+        core = GroupCoordinatorShard(configuration: Self.configuration(loop))
     }
 
     /// Topics that were deleted: their offsets go.
@@ -325,7 +331,7 @@ final class GroupShardShell: @unchecked Sendable {
     }
 
     func configurationChanged() {
-        handle(.reconfigured(GroupConfiguration(loop.image)))
+        handle(.reconfigured(Self.configuration(loop)))
     }
 
     /// Answers everybody who waits; the broker stops or the partition goes.

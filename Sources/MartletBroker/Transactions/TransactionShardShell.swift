@@ -58,7 +58,13 @@ final class TransactionShardShell: @unchecked Sendable {
     private static func makeCore(_ key: PartitionKey, _ loop: BrokerLoop) -> TransactionCoordinatorShard {
         let epoch = loop.image.topic(id: key.topicID)?.partition(key.partition)?.leaderEpoch.rawValue ?? 0
         return TransactionCoordinatorShard(
-            configuration: TransactionConfiguration(loop.image), coordinatorEpoch: epoch)
+            configuration: Self.configuration(loop), coordinatorEpoch: epoch)
+    }
+
+    private static func configuration(_ loop: BrokerLoop) -> TransactionConfiguration {
+        var configuration = TransactionConfiguration(loop.image)
+        configuration.suspended = loop.services.suspended
+        return configuration
     }
 
     // MARK: Requests
@@ -246,7 +252,7 @@ final class TransactionShardShell: @unchecked Sendable {
     }
 
     func configurationChanged() {
-        handle(.reconfigured(TransactionConfiguration(loop.image)))
+        handle(.reconfigured(Self.configuration(loop)))
     }
 
     /// Answers everybody who waits; the broker stops or the partition goes.

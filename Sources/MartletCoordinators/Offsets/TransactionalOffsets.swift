@@ -7,7 +7,8 @@ package import MartletLogModel
 extension GroupCoordinatorShard {
     /// Replays a record of a producer's transaction. The only writer of pending offsets.
     package mutating func replay(_ record: CoordinatorRecord, producerID: Int64, now: Timestamp) {
-        guard case .offsetCommit(let key, let value?) = record else { return replay(record, now: now) }
+        guard case .offsetCommit(let key, let value?) = record, !configuration.suspended.contains(.pendingOffsets)
+        else { return replay(record, now: now) }
         pendingOffsets.add(key, value, producerID: producerID)
         ensureGroup(key.group, now: now)
     }
@@ -39,7 +40,8 @@ extension GroupCoordinatorShard {
     ///
     /// - Parameter isWhole: the reader asked for all offsets of the group; those that are only pending are named too.
     func markUnstable(_ response: inout OffsetFetchResponse.OffsetFetchResponseGroup, isWhole: Bool) {
-        guard pendingOffsets.hasOffsets(group: response.groupID) else { return }
+        guard pendingOffsets.hasOffsets(group: response.groupID), !configuration.suspended.contains(.stableOffsets)
+        else { return }
         if isWhole {
             for pending in pendingOffsets.partitions(group: response.groupID).sorted() {
                 let entry = fetchOffsets(

@@ -358,7 +358,9 @@ package struct TransactionCoordinatorShard: ~Copyable {
     private func refusal(of producer: ProducerIdentity, _ state: TransactionState) -> ErrorCode? {
         if state.phase.isPrepared, producer == state.successor { return .concurrentTransactions }
         guard producer.id == state.producer.id else { return .invalidProducerIDMapping }
-        guard producer.epoch == state.producer.epoch else { return .producerFenced }
+        guard producer.epoch == state.producer.epoch || configuration.suspended.contains(.coordinatorFence) else {
+            return .producerFenced
+        }
         return state.phase.isPrepared ? .concurrentTransactions : nil
     }
 
@@ -439,6 +441,8 @@ package struct TransactionCoordinatorShard: ~Copyable {
         guard let state = states[transactionalID] else { return refuse(.invalidProducerIDMapping) }
         let verdict =
             switch rules {
+            case _ where configuration.suspended.contains(.coordinatorFence) && state.phase == .ongoing:
+                EndVerdict.begins
             case .first: Self.judgeFirst(state, producer, commits: commits)
             case .second: Self.judgeSecond(state, producer, commits: commits)
             }
@@ -454,7 +458,9 @@ package struct TransactionCoordinatorShard: ~Copyable {
             var next = state
             next.phase = commits ? .prepareCommit : .prepareAbort
             next.transactionProtocol = rules
-            if rules == .second {
+            if configuration.suspended.contains(.epochBumpOnEnd) {
+                next.transactionProtocol = .first
+            } else if rules == .second {
                 if state.producer.isExhausted {
                     guard let freshID else { return allocate(id, request, &effects) }
                     next.nextProducerID = freshID
@@ -549,9 +555,11 @@ package struct TransactionCoordinatorShard: ~Copyable {
             effects.append(.cancel(.transaction(transactionalID)))
         }
         epochsBefore[transactionalID] = nil
+        let isEarly = configuration.suspended.contains(.decisionBeforeMarkers)
         append(
             [TransactionRecord(transactionalID: transactionalID, state: next)],
-            then: continuations + [.sendMarkers(transactionalID)], &effects)
+            then: isEarly ? continuations : continuations + [.sendMarkers(transactionalID)], &effects)
+        if isEarly { sendMarkers(transactionalID, now, &effects) }
     }
 
     // MARK: Markers

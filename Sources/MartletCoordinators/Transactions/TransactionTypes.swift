@@ -271,6 +271,8 @@ package struct TransactionConfiguration: Sendable, Equatable {
     package var expirationMilliseconds: Int64
     /// Highest rules that are finalized (`transaction.version`): those of the coordinator's own aborts.
     package var highestProtocol: TransactionProtocol
+    /// Empty outside of the simulator's mutation table.
+    package var suspended: SuspendedRules = []
 
     package init(
         maxTimeoutMilliseconds: Int32 = 900_000, expirationMilliseconds: Int64 = 7 * 24 * 3_600_000,

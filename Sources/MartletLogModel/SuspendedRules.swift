@@ -1,0 +1,52 @@
+/// Rules of correctness that the simulator's mutation table switches off one at a time, to prove that it would
+/// notice. Empty in production; cores and engines take it with their configuration.
+package struct SuspendedRules: OptionSet, Hashable, Sendable {
+    package var rawValue: UInt32
+
+    package init(rawValue: UInt32) { self.rawValue = rawValue }
+
+    package init() { rawValue = 0 }
+
+    /// The producer epoch rises with the end of every transaction (KIP-890).
+    package static let epochBumpOnEnd = SuspendedRules(rawValue: 1 << 0)
+    /// A partition asks the coordinator before a transaction's first batch (KIP-890).
+    package static let transactionVerification = SuspendedRules(rawValue: 1 << 1)
+    /// A marker of an older epoch, or under the second protocol of the same one, is refused (KIP-1228).
+    package static let markerEpoch = SuspendedRules(rawValue: 1 << 2)
+    /// A batch of an older producer epoch is refused (KIP-98).
+    package static let producerEpoch = SuspendedRules(rawValue: 1 << 3)
+    /// A batch that was appended before is answered, not appended again (KIP-98).
+    package static let sequence = SuspendedRules(rawValue: 1 << 4)
+    /// Commits of an older generation or member epoch are refused (KIP-848, KIP-1251).
+    package static let memberEpochFence = SuspendedRules(rawValue: 1 << 5)
+    /// Acknowledgements and the high watermark wait for the flush.
+    package static let flushBeforeAcknowledgement = SuspendedRules(rawValue: 1 << 6)
+    /// `read_committed` ends at the last stable offset (KIP-98).
+    package static let lastStableOffset = SuspendedRules(rawValue: 1 << 7)
+    /// `read_committed` answers name the aborted transactions.
+    package static let abortedTransactions = SuspendedRules(rawValue: 1 << 8)
+    /// The coordinator refuses requests of an older producer epoch (KIP-98).
+    package static let coordinatorFence = SuspendedRules(rawValue: 1 << 9)
+    /// Offsets of a transaction count once it has committed.
+    package static let pendingOffsets = SuspendedRules(rawValue: 1 << 10)
+    /// Markers go out once the decision is durable.
+    package static let decisionBeforeMarkers = SuspendedRules(rawValue: 1 << 11)
+    /// Offsets of an open transaction are not given to who asks for stable ones.
+    package static let stableOffsets = SuspendedRules(rawValue: 1 << 12)
+
+    package static let named: [(name: String, rule: SuspendedRules)] = [
+        ("epoch bump on end", .epochBumpOnEnd),
+        ("transaction verification", .transactionVerification),
+        ("marker epoch", .markerEpoch),
+        ("producer epoch", .producerEpoch),
+        ("sequence", .sequence),
+        ("member epoch fence", .memberEpochFence),
+        ("flush before acknowledgement", .flushBeforeAcknowledgement),
+        ("last stable offset", .lastStableOffset),
+        ("aborted transactions", .abortedTransactions),
+        ("coordinator fence", .coordinatorFence),
+        ("pending offsets", .pendingOffsets),
+        ("decision before markers", .decisionBeforeMarkers),
+        ("stable offsets", .stableOffsets),
+    ]
+}
