@@ -140,6 +140,17 @@ let package = Package(
             name: "MartletSimulatorKit",
             dependencies: ["MartletLogModel", "MartletRecordBatch", "MartletStorage", nioCore],
             path: "Tools/simulator/Kit", exclude: ["README.md"], swiftSettings: relaxed),
+        .target(
+            name: "MartletSimulation",
+            dependencies: [
+                "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletStorage", "MartletTransport",
+                "MartletBroker", "MartletSimulatorKit", "MartletChecker", nioCore, nioPosix, logging,
+            ],
+            path: "Tools/simulator/World", swiftSettings: relaxed),
+        .executableTarget(
+            name: "simulator",
+            dependencies: ["MartletLogModel", "MartletChecker", "MartletSimulation", argumentParser],
+            path: "Tools/simulator/Main", swiftSettings: relaxed),
         .target(name: "MartletChecker", path: "Tools/simulator/Checker", swiftSettings: house),
         .executableTarget(
             name: "example-produce", dependencies: ["MartletClient"],
@@ -224,10 +235,12 @@ let package = Package(
             swiftSettings: relaxed),
         .testTarget(
             name: "InteropTests",
-            dependencies: ["MartletLogModel", "MartletClient", "MartletTestSupport", "martletd", "martlet", nioCore],
+            dependencies: [
+                "MartletLogModel", "MartletClient", "MartletTestSupport", "martletd", "martlet", "simulator", nioCore,
+            ],
             exclude: ["clients", "FINDINGS.md"], swiftSettings: relaxed),
         .testTarget(
-            name: "SimulationTests", dependencies: ["MartletChecker"], swiftSettings: relaxed),
+            name: "SimulationTests", dependencies: ["MartletLogModel", "MartletChecker", "MartletSimulation"], swiftSettings: relaxed),
         .testTarget(
             name: "TidyTests", dependencies: ["MartletTestSupport", "ProtogenCore"], swiftSettings: relaxed),
     ]

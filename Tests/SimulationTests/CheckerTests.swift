@@ -265,6 +265,13 @@ import Testing
                 commits[0], operation(1, .unknown, .commit(GroupOffset("g", here, 9))),
                 operation(2, .committed(GroupOffset("g", here, 5))),
             ]))
+        // The lower one was given up by its client and arrived after the higher.
+        expect(
+            [],
+            history([
+                operation(1, .unknown, .commit(GroupOffset("g", here, 5))), commits[1],
+                operation(2, .committed(GroupOffset("g", here, 5))),
+            ]))
         // Asked for before the commit was acknowledged.
         expect(
             [],

@@ -97,7 +97,7 @@ enum GroupChecks {
                 }
                 if let higher = known.last(where: {
                     $0.outcome == .succeeded && $0.end < operation.start && $0.offset > read.offset
-                }) {
+                }), !mayFollow(read.offset, higher, in: known) {
                     findings.append(
                         Finding(
                             .offsetRegression, "\(name) is at \(read.offset) after \(higher.offset)",
@@ -115,6 +115,19 @@ enum GroupChecks {
             }
         }
         return findings
+    }
+
+    /// A commit of the offset was under way together with `higher`, or nobody knows when it arrived: then it may
+    /// have been the later one, by the same member.
+    private static func mayFollow(_ offset: Int64, _ higher: Commit, in commits: [Commit]) -> Bool {
+        commits.contains { commit in
+            guard commit.offset == offset else { return false }
+            switch commit.outcome {
+            case .unknown: return true
+            case .succeeded: return commit.start <= higher.end && commit.end >= higher.start
+            case .failed: return false
+            }
+        }
     }
 
     /// When something of an operation was first read, by operation.

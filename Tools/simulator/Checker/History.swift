@@ -109,6 +109,7 @@ package enum Step: Equatable, Sendable {
     case commit(GroupOffset)
     /// Offsets were fetched, those of open transactions excluded (RequireStable).
     case committed(GroupOffset)
-    /// The broker accepted something of a group's member that holds these partitions.
+    /// The broker accepted something of a group's member that holds these partitions. A member that was given up
+    /// and has come back is another one.
     case hold(group: String, member: String, epoch: Int, places: [Place])
 }

@@ -38,6 +38,23 @@ package struct SimulatedDisk: Disk {
         core.state.withLock { $0.stopAt = $0.operationCount + count }
     }
 
+    /// The operation to stop at was reached: the process is to be taken for dead.
+    package var hasStopped: Bool {
+        core.state.withLock { state in state.stopAt.map { state.operationCount >= $0 } ?? false }
+    }
+
+    /// Takes ``stop(afterOperations:)`` back.
+    package func clearStop() { core.state.withLock { $0.stopAt = nil } }
+
+    /// The process has ended and the machine has not: what was written stays in memory, unsynced as it was, and
+    /// locks are free.
+    package func processEnded() {
+        core.state.withLock { state in
+            state.stopAt = nil
+            state.locks = []
+        }
+    }
+
     /// What the next operations of a kind do. `skipping` operations of that kind succeed first; `count`
     /// then fail.
     package func fail(_ operation: SimulatedOperation, _ kind: DiskError.Kind, skipping: Int = 0, count: Int = 1) {
@@ -60,7 +77,9 @@ package struct SimulatedDisk: Disk {
     package var operationCount: Int { core.state.withLock { $0.operationCount } }
 
     /// One line per operation since the beginning.
-    package var trace: [String] { core.state.withLock { $0.trace } }
+    package var trace: [String] {
+        core.state.withLock { $0.trace.map { "\($0.number) \($0.operation) \($0.path)" } }
+    }
 
     /// Bytes of a file as the process sees them.
     package func content(_ path: String) -> [UInt8]? {
@@ -72,7 +91,9 @@ package struct SimulatedDisk: Disk {
         core.state.withLock { state in
             guard let id = state.lookup(path) else { return }
             state.nodes[id]?.content = bytes
-            state.nodes[id]?.durable = bytes
+            state.nodes[id]?.durableSize = bytes.count
+            state.nodes[id]?.preimages = [:]
+            state.nodes[id]?.dirtySectors = []
             state.nodes[id]?.sizes = []
         }
     }

@@ -10,8 +10,11 @@ extension SimulatedDisk {
         var isDirectory: Bool
         // Files.
         var content: [UInt8] = []
-        /// What the medium certainly holds.
-        var durable: [UInt8] = []
+        /// Size on the medium.
+        var durableSize = 0
+        /// What the medium holds where `content` is newer: sectors as they were at the last sync. Kept instead of a
+        /// second copy of the file, so that a sync costs what was written since the last one.
+        var preimages: [Int: [UInt8]] = [:]
         /// Sizes the file had since the last sync, in order; empty when nothing changed.
         var sizes: [Int] = []
         /// Sectors written since the last sync.
@@ -35,8 +38,10 @@ extension SimulatedDisk {
         var faults: [Fault] = []
         var pretendsToFlush = false
         var locks: Set<Int> = []
-        var trace: [String] = []
+        var trace: [(number: Int, operation: SimulatedOperation, path: String)] = []
         var time: Int64 = 0
+        /// ``used``, until directories change.
+        private var knownUsed: Int?
 
         /// Newest operations kept for a failing test's report.
         static let traceLimit = 20_000
@@ -61,7 +66,7 @@ extension SimulatedDisk {
         func entries(of id: Int) -> [String: Int] { nodes[id]?.entries ?? [:] }
 
         mutating func note(_ operation: SimulatedOperation, _ path: String) {
-            if trace.count < Self.traceLimit { trace.append("\(operationCount) \(operation) \(path)") }
+            if trace.count < Self.traceLimit { trace.append((operationCount, operation, path)) }
         }
 
         mutating func nextFault(_ operation: SimulatedOperation) -> DiskError.Kind? {
@@ -99,6 +104,7 @@ extension SimulatedDisk {
                 throw DiskError(.notFound, operation: "open", path: path)
             }
             for (name, node) in assignments { nodes[id]?.entries[name] = node }
+            knownUsed = nil
             nodes[id]?.changes.append(DirectoryChange(assignments: assignments.map { (name: $0.0, node: $0.1) }))
         }
 
@@ -110,6 +116,15 @@ extension SimulatedDisk {
 
         /// Bytes in use, reserved blocks included.
         var used: Int {
+            mutating get {
+                if let knownUsed { return knownUsed }
+                let total = countUsed()
+                knownUsed = total
+                return total
+            }
+        }
+
+        private func countUsed() -> Int {
             var total = 0
             var seen: Set<Int> = []
             var pending = [Self.rootID]
@@ -125,23 +140,28 @@ extension SimulatedDisk {
         mutating func write(_ id: Int, _ bytes: [UInt8], at offset: Int) -> Int {
             guard var node = nodes[id] else { return 0 }
             nodes[id] = nil
-            defer { nodes[id] = node }
+            let have = node.space
+            defer {
+                grew(by: node.space - have)
+                nodes[id] = node
+            }
             var count = bytes.count
-            let have = max(node.content.count, node.reserved)
             if offset + count > have {
                 // Space is only looked at when a file grows.
-                nodes[id] = node
+                if knownUsed == nil {
+                    nodes[id] = node
+                    knownUsed = countUsed()
+                    nodes[id] = nil
+                }
                 let free = max(0, capacity - used)
-                nodes[id] = nil
                 count = min(count, max(0, have + free - offset))
             }
-            if count == 0 { return bytes.isEmpty ? 0 : 0 }
+            if count == 0 { return 0 }
+            node.keep(from: min(offset, node.content.count), to: offset + count)
             if node.content.count < offset + count {
                 node.content.append(contentsOf: repeatElement(0, count: offset + count - node.content.count))
             }
             node.content.replaceSubrange(offset..<offset + count, with: bytes[..<count])
-            let sector = SimulatedDisk.sectorBytes
-            for number in offset / sector...(offset + count - 1) / sector { node.dirtySectors.insert(number) }
             node.sizes.append(node.content.count)
             node.modified = time
             return count
@@ -150,9 +170,14 @@ extension SimulatedDisk {
         mutating func truncate(_ id: Int, to size: Int) {
             guard var node = nodes[id] else { return }
             nodes[id] = nil
-            defer { nodes[id] = node }
+            let had = node.space
+            defer {
+                grew(by: node.space - had)
+                nodes[id] = node
+            }
             node.reserved = min(node.reserved, size)
             if size == node.content.count { return }
+            node.keep(from: min(size, node.content.count), to: max(size, node.content.count))
             if size < node.content.count {
                 node.content.removeLast(node.content.count - size)
             } else {
@@ -166,13 +191,19 @@ extension SimulatedDisk {
             if end > have, end - have > capacity - used { return false }
             let reserved = nodes[id]?.reserved ?? 0
             nodes[id]?.reserved = max(end, reserved)
+            grew(by: max(0, end - have))
             return true
+        }
+
+        private mutating func grew(by count: Int) {
+            if let known = knownUsed { knownUsed = known + count }
         }
 
         mutating func sync(_ id: Int) {
             guard var node = nodes[id] else { return }
             nodes[id] = nil
-            node.durable = node.content
+            for sector in node.dirtySectors { node.preimages[sector] = nil }
+            node.durableSize = node.content.count
             node.sizes = []
             node.dirtySectors = []
             nodes[id] = node
@@ -198,7 +229,7 @@ extension SimulatedDisk {
             image.nextID = nextID
             image.time = time
             image.nodes = [:]
-            // Sorted, so that a seed means the same image in every process.
+            // Sorted, so that a seed means the same image in every process; what nobody can reach is gone.
             for id in nodes.keys.sorted() {
                 guard let node = nodes[id] else { continue }
                 image.nodes[id] =
@@ -206,7 +237,19 @@ extension SimulatedDisk {
                     ? Self.survivingDirectory(node, mode: mode, using: &generator)
                     : Self.survivingFile(node, mode: mode, using: &generator)
             }
+            let reachable = image.reachable()
+            image.nodes = image.nodes.filter { reachable.contains($0.key) }
             return image
+        }
+
+        private func reachable() -> Set<Int> {
+            var seen: Set<Int> = []
+            var pending = [Self.rootID]
+            while let id = pending.popLast() {
+                guard seen.insert(id).inserted, let node = nodes[id] else { continue }
+                pending.append(contentsOf: node.entries.values)
+            }
+            return seen
         }
 
         private static func survivingDirectory(
@@ -241,7 +284,7 @@ extension SimulatedDisk {
             case .loseAll:
                 survivor.content = node.durable
             case .subset, .prefix:
-                let size = ([node.durable.count] + node.sizes).randomElement(using: &generator) ?? 0
+                let size = ([node.durableSize] + node.sizes).randomElement(using: &generator) ?? 0
                 var content = node.durable
                 if size < content.count {
                     content.removeLast(content.count - size)
@@ -266,8 +309,45 @@ extension SimulatedDisk {
                 }
                 survivor.content = content
             }
-            survivor.durable = survivor.content
+            survivor.durableSize = survivor.content.count
             return survivor
         }
+    }
+}
+
+extension SimulatedDisk.Node {
+    private static var sectorBytes: Int { SimulatedDisk.sectorBytes }
+
+    /// What the file takes on the disk.
+    var space: Int { max(content.count, reserved) }
+
+    /// Keeps what the medium holds of a range that is about to change, and marks its sectors dirty.
+    mutating func keep(from start: Int, to end: Int) {
+        guard start < end else { return }
+        for sector in start / Self.sectorBytes...(end - 1) / Self.sectorBytes {
+            dirtySectors.insert(sector)
+            guard preimages[sector] == nil else { continue }
+            let first = sector * Self.sectorBytes
+            let last = min(first + Self.sectorBytes, content.count)
+            preimages[sector] = first < last ? Array(content[first..<last]) : []
+        }
+    }
+
+    /// What the medium certainly holds.
+    var durable: [UInt8] {
+        var bytes = content
+        if durableSize < bytes.count {
+            bytes.removeLast(bytes.count - durableSize)
+        } else {
+            bytes.append(contentsOf: repeatElement(0, count: durableSize - bytes.count))
+        }
+        for (sector, before) in preimages {
+            let first = sector * Self.sectorBytes
+            let end = min(first + Self.sectorBytes, durableSize)
+            guard first < end else { continue }
+            let known = before.prefix(end - first)
+            bytes.replaceSubrange(first..<end, with: known + repeatElement(0, count: end - first - known.count))
+        }
+        return bytes
     }
 }
