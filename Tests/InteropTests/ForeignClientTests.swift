@@ -74,11 +74,24 @@ import Testing
             environment: ["CRASH_ROUNDS": "\(rounds)", "CRASH_SEED": "\(seed)"])
     }
 
+    /// `Tools/test --long`: 500 rounds with a seed of their own, which the scenario prints. The simulator's checker
+    /// judges what the clients saw.
+    @Test(
+        .enabled(if: ForeignClients.python != nil, ForeignClients.venvAbsent), .timeLimit(.minutes(60)),
+        arguments: Findings.scenarios("recorded_copy"))
+    func `transactional copying over kill -9 has a clean history`(scenario: String) throws {
+        let rounds = BuildProducts.isLong ? 500 : 12
+        let seed = BuildProducts.isLong ? UInt32.random(in: 1...UInt32.max) : 20_260_131
+        try ForeignClients.hold(
+            "recorded_copy", scenario, seconds: 240 + 5 * rounds,
+            environment: ["COPY_ROUNDS": "\(rounds)", "COPY_SEED": "\(seed)"])
+    }
+
     @Test(
         .enabled(if: ForeignClients.python != nil, ForeignClients.venvAbsent), .timeLimit(.minutes(1)),
         arguments: [
             "kcat_client", "confluent_client", "kafka_python_client", "aiokafka_client", "api_versions", "market",
-            "hostile", "crash", "share_client",
+            "hostile", "crash", "share_client", "recorded_copy",
         ])
     func `every scenario of a script is listed in the findings, once`(script: String) throws {
         let listed = (Findings.read.holds[script] ?? []) + (Findings.read.doesNotHold[script] ?? [])

@@ -61,6 +61,8 @@ enum ForeignClients {
 extension String {
     /// Whether a script imports a client library.
     fileprivate var needsVirtualEnvironment: Bool {
-        ["confluent_client", "share_client", "kafka_python_client", "aiokafka_client", "market"].contains(self)
+        [
+            "confluent_client", "share_client", "kafka_python_client", "aiokafka_client", "market", "recorded_copy",
+        ].contains(self)
     }
 }
