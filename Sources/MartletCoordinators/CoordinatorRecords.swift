@@ -100,13 +100,21 @@ package enum CoordinatorRecord: Hashable, Sendable {
 
     /// Reads a record; `nil` for a type this release does not know, which a newer broker may have written and
     /// which is left alone.
-    package static func decode(key: ByteBuffer, value: ByteBuffer?) throws(DecodeError) -> CoordinatorRecord?
-    {
+    ///
+    /// - Parameter last: the record before, whose texts are shared where they come again.
+    package static func decode(
+        key: ByteBuffer, value: ByteBuffer?, after last: CoordinatorRecord? = nil
+    ) throws(DecodeError) -> CoordinatorRecord? {
         var r = ProtocolReader(key)
-        let type: Int16 = try r.integer()
+        let type = try r.int16()
         switch type {
         case KeyType.legacyOffsetCommit, KeyType.offsetCommit:
-            let commitKey = try OffsetCommitKey(reading: &r, version: 0)
+            let commitKey: OffsetCommitKey
+            if case .offsetCommit(let lastKey, _)? = last {
+                commitKey = try OffsetCommitKey(reading: &r, after: lastKey)
+            } else {
+                commitKey = try OffsetCommitKey(reading: &r, version: 0)
+            }
             return .offsetCommit(commitKey, try value.map(read))
         case KeyType.groupMetadata:
             let groupKey = try GroupMetadataKey(reading: &r, version: 0)
@@ -138,7 +146,7 @@ package enum CoordinatorRecord: Hashable, Sendable {
 
     private static func read<Value: KafkaMessage>(_ bytes: ByteBuffer) throws(DecodeError) -> Value {
         var r = ProtocolReader(bytes)
-        let version: Int16 = try r.integer()
+        let version = try r.int16()
         return try Value(reading: &r, version: version)
     }
 }

@@ -82,7 +82,10 @@ package struct GroupCoordinatorShard: ~Copyable {
 
     /// A group that has offsets and no more.
     mutating func ensureGroup(_ id: String, now: Timestamp) {
-        if groups[id] == nil, consumerGroups[id] == nil, shareGroups[id] == nil {
+        // Called for each offset of a log: a look at the value would copy it.
+        if groups.index(forKey: id) == nil, consumerGroups.index(forKey: id) == nil,
+            shareGroups.index(forKey: id) == nil
+        {
             groups[id] = ClassicGroup(id: id, now: now)
         }
     }

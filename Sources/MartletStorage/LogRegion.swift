@@ -17,7 +17,7 @@ package struct LogRegion<D: Disk>: Sendable {
 
     package var isEmpty: Bool { byteCount == 0 }
 
-    static func empty(at offset: Offset) -> LogRegion {
+    package static func empty(at offset: Offset) -> LogRegion {
         LogRegion(
             file: nil, position: 0, byteCount: 0, baseOffset: offset, nextOffset: offset, indexDamaged: false)
     }

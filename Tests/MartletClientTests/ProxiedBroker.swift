@@ -93,20 +93,32 @@ final class ProxiedBroker {
         return try Consumer(configuration)
     }
 
-    /// All values of a topic up to its present end, per partition, as consumers with this isolation see them.
+    /// All values of a topic up to its present end, per partition, as consumers with this isolation see them. A commit
+    /// is answered before its markers are in the partitions, so readers of committed records may have to wait for
+    /// them; if nothing comes for two seconds, a transaction is open and what is there before it is the answer.
     func values(
         of topic: String, _ partitionCount: Int32 = 1, _ isolation: IsolationLevel = .readCommitted
     ) async throws -> [[String]] {
         let consumer = try consumer { $0.isolation = isolation }
         let partitions = (0..<partitionCount).map { TopicPartition(topic, $0) }
         try await consumer.assign(Dictionary(uniqueKeysWithValues: partitions.map { ($0, .earliest) }))
-        let ends = try await consumer.offsets(
-            Dictionary(uniqueKeysWithValues: partitions.map { ($0, OffsetSpec.latest) }))
+        let admin = try admin()
+        let ends = try await admin.listOffsets(
+            Dictionary(uniqueKeysWithValues: partitions.map { ($0, OffsetSpec.latest) }), isolation: .readUncommitted)
+        await admin.close()
         var values = Dictionary(uniqueKeysWithValues: partitions.map { ($0, [String]()) })
-        while partitions.contains(where: { (consumer.position(of: $0) ?? Offset(0)) < (ends[$0]??.offset ?? Offset(0)) }) {
+        func positions() -> [Offset] { partitions.map { consumer.position(of: $0) ?? Offset(0) } }
+        var before = positions()
+        var idlePolls = 0
+        while try zip(partitions, before).contains(where: { try $1 < ends[$0]?.get()?.offset ?? Offset(0) }),
+            idlePolls < 100
+        {
             for record in try await consumer.poll(timeout: .milliseconds(20)) {
                 values[record.topicPartition]?.append(record.valueString ?? "")
             }
+            let now = positions()
+            idlePolls = now == before ? idlePolls + 1 : 0
+            before = now
         }
         try await consumer.close()
         return partitions.map { values[$0] ?? [] }

@@ -309,6 +309,39 @@ private typealias Join = ShardHarness.Join
         #expect(tombstone == nil)
     }
 
+    @Test func `a key is read the same whatever record came before`() throws {
+        let names = ["", "a", "b", "ab", "group-\u{e9}", String(repeating: "x", count: 300)]
+        var keys: [OffsetCommitKey] = []
+        for group in names {
+            for topic in names {
+                var key = OffsetCommitKey()
+                key.group = group
+                key.topic = topic
+                key.partition = Int32(keys.count)
+                keys.append(key)
+            }
+        }
+        for last in keys {
+            for key in keys {
+                let bytes = try CoordinatorRecord.offsetCommit(key, nil).encoded().key
+                let expected = CoordinatorRecord.offsetCommit(key, nil)
+                #expect(try CoordinatorRecord.decode(key: bytes, value: nil, after: .offsetCommit(last, nil)) == expected)
+            }
+            let bytes = try CoordinatorRecord.offsetCommit(last, nil).encoded().key
+            for length in 0..<bytes.readableBytes {
+                #expect(throws: DecodeError.self) {
+                    try CoordinatorRecord.decode(
+                        key: bytes.getSlice(at: 0, length: length) ?? ByteBuffer(), value: nil,
+                        after: .offsetCommit(last, nil))
+                }
+            }
+            let null = ByteBuffer(bytes: [0, 1, 0xff, 0xff, 0, 0, 0, 0, 0, 1])
+            #expect(throws: DecodeError.self) {
+                try CoordinatorRecord.decode(key: null, value: nil, after: .offsetCommit(last, nil))
+            }
+        }
+    }
+
     @Test func `values of all earlier versions load, unknown record types are left alone`() throws {
         var key = OffsetCommitKey()
         key.group = "g"

@@ -347,7 +347,7 @@ final class GroupShardShell: @unchecked Sendable {
     // MARK: Loading
 
     private func load() {
-        whenOpen { log in self.load(log, from: log.logStartOffset, end: log.logEndOffset) }
+        whenOpen { log in self.load(log, from: log.logStartOffset, end: log.logEndOffset, after: []) }
     }
 
     /// Runs `body` with the open log, unless this core is given up before or the log cannot be opened.
@@ -363,33 +363,38 @@ final class GroupShardShell: @unchecked Sendable {
         }
     }
 
-    private func load(_ log: PartitionLog<AnyDisk>, from next: Offset, end: Offset) {
-        guard next < end else { return loaded() }
+    /// Reads and decodes the log from `next` on, on the work pool, while it replays `entries`, which come before.
+    private func load(_ log: PartitionLog<AnyDisk>, from next: Offset, end: Offset, after entries: [Entry]) {
         let region: LogRegion<AnyDisk>
         do {
-            region = try log.locate(from: next, upTo: end, maxBytes: Self.loadByteCount, minOneBatch: true)
+            region =
+                next < end
+                ? try log.locate(from: next, upTo: end, maxBytes: Self.loadByteCount, minOneBatch: true)
+                : .empty(at: end)
         } catch {
             return loadFailed("\(error)")
         }
         // Compaction may have taken all that stood before the end.
-        guard region.byteCount > 0 else { return loaded() }
-        let incarnation = self.incarnation
-        loop.services.workPool.submit { state in
-            guard case .active = state else { return }
-            let result = Result { try Self.entries(in: region) }
-            self.loop.post { _ in
-                guard incarnation == self.incarnation else { return }
-                switch result {
-                case .success(let entries):
-                    let now = self.loop.wallTime
-                    for entry in entries { self.replay(entry, now: now) }
-                    // The log may have been closed, opened again or compacted meanwhile.
-                    self.whenOpen { log in self.load(log, from: region.nextOffset, end: end) }
-                case .failure(let error):
-                    self.loadFailed("\(error)")
+        if region.byteCount > 0 {
+            let incarnation = self.incarnation
+            loop.services.workPool.submit { state in
+                guard case .active = state else { return }
+                let result = Result { try Self.entries(in: region) }
+                self.loop.post { _ in
+                    guard incarnation == self.incarnation else { return }
+                    switch result {
+                    case .success(let entries):
+                        // The log may have been closed, opened again or compacted meanwhile.
+                        self.whenOpen { log in self.load(log, from: region.nextOffset, end: end, after: entries) }
+                    case .failure(let error):
+                        self.loadFailed("\(error)")
+                    }
                 }
             }
         }
+        let now = loop.wallTime
+        for entry in entries { replay(entry, now: now) }
+        if region.byteCount == 0 { loaded() }
     }
 
     /// What a batch of the log means to the core.
@@ -412,6 +417,7 @@ final class GroupShardShell: @unchecked Sendable {
         var rest = ByteBuffer()
         _ = try region.read(into: &rest, nonBlocking: false)
         var records: [Entry] = []
+        var last: CoordinatorRecord?
         while rest.readableBytes > 0 {
             let header = try RecordBatchHeader(reading: rest)
             guard let batch = rest.readSlice(length: header.totalByteCount) else {
@@ -427,10 +433,11 @@ final class GroupShardShell: @unchecked Sendable {
             var iterator = try RecordIterator(batch)
             while let view = try iterator.next() {
                 guard let key = view.key,
-                    let record = try CoordinatorRecord.decode(key: key, value: view.value)
+                    let record = try CoordinatorRecord.decode(key: key, value: view.value, after: last)
                 else {
                     continue
                 }
+                last = record
                 records.append(
                     header.isTransactional
                         ? .transactional(record, producerID: header.producerID) : .record(record))

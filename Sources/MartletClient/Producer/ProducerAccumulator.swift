@@ -113,7 +113,12 @@ final class ProducerAccumulator: Sendable {
         state.withLock { state in
             state.transaction = number
             state.transactionLoss = nil
-            // Failures of an earlier transaction were told by its end.
+        }
+    }
+
+    /// The end of a transaction has told of them; neither a flush nor the producer's own end does it again.
+    func forgetFailures() {
+        state.withLock { state in
             state.failure = nil
             state.failureCount = 0
         }

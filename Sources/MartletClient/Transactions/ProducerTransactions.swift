@@ -399,6 +399,11 @@ final class ProducerTransactions: @unchecked Sendable {
             finishEnd(.failure(Refusal(verdict: .fatal, error: state.end ?? TransactionState.notOpen)))
             return
         }
+        if ending.commits, let loss = state.loss {
+            // An offset commit that nobody waited for was refused.
+            finishEnd(.failure(Refusal(verdict: .abortable, error: loss)))
+            return
+        }
         guard state.hasStarted else {
             state.ended(next: nil)
             finishEnd(.success(()))

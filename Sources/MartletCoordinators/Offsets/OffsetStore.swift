@@ -29,17 +29,43 @@ struct OffsetStore: ~Copyable {
     /// How many groups have offsets of a topic: most topics that are deleted have none, and no scan finds that.
     private var groupCounts: [String: Int] = [:]
 
+    /// Where the offset before went. Offsets are committed group by group, and a log of them is millions. Gone when a
+    /// table loses entries.
+    private var recent: Recent?
+
+    private struct Recent {
+        var group: String
+        var topic: String
+        var groupIndex: Dictionary<String, [String: [Int32: CommittedOffset]]>.Index
+        var topicIndex: Dictionary<String, [Int32: CommittedOffset]>.Index
+    }
+
     mutating func replay(_ key: OffsetCommitKey, _ value: OffsetCommitValue?) {
         guard let value else { return remove(key) }
-        if groups[key.group]?[key.topic] == nil { groupCounts[key.topic, default: 0] += 1 }
-        let previous = groups[key.group, default: [:]][key.topic, default: [:]].updateValue(
+        let place = place(of: key)
+        let previous = groups.values[place.groupIndex].values[place.topicIndex].updateValue(
             CommittedOffset(value), forKey: key.partition)
         if previous == nil { offsetCount += 1 }
+    }
+
+    private mutating func place(of key: OffsetCommitKey) -> Recent {
+        if let recent, recent.topic == key.topic, recent.group == key.group { return recent }
+        if groups[key.group]?[key.topic] == nil {
+            groupCounts[key.topic, default: 0] += 1
+            groups[key.group, default: [:]][key.topic] = [:]
+        }
+        guard let groupIndex = groups.index(forKey: key.group),
+            let topicIndex = groups.values[groupIndex].index(forKey: key.topic)
+        else { preconditionFailure("the tables were just made") }
+        let place = Recent(group: key.group, topic: key.topic, groupIndex: groupIndex, topicIndex: topicIndex)
+        recent = place
+        return place
     }
 
     private mutating func remove(_ key: OffsetCommitKey) {
         guard groups[key.group]?[key.topic]?.removeValue(forKey: key.partition) != nil else { return }
         offsetCount -= 1
+        recent = nil
         // Empty tables would otherwise pile up with every topic and group that ever was.
         if groups[key.group]?[key.topic]?.isEmpty == true {
             groups[key.group]?[key.topic] = nil
