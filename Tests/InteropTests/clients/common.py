@@ -50,8 +50,9 @@ _scenarios = {}
 
 
 def scenario(function):
-    """Registers a scenario; its name is the function's with hyphens."""
-    _scenarios[function.__name__.replace("_", "-")] = function
+    """Registers a scenario of the script that runs, not of one it imports; its name is the function's with hyphens."""
+    if function.__module__ == "__main__":
+        _scenarios[function.__name__.replace("_", "-")] = function
     return function
 
 
