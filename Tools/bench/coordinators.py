@@ -268,7 +268,8 @@ def consumer_rebalance(server):
                 start = answer.at
                 for _ in range(answer.varint() - 1):
                     answer.at += 16
-                    answer.at += 4 * (answer.varint() - 1)
+                    count = answer.varint() - 1
+                    answer.at += 4 * count
                     answer.varint()
                 owned[index] = answer.data[start:answer.at]
         sizes = [len(part) for part in owned]
