@@ -74,19 +74,11 @@ def suite_groups(bench):
     settings = ["--set", "offsets.topic.num.partitions=1", "--set", "group.initial.rebalance.delay.ms=300"]
     rates, loads, rebalances, rebalance_cpu, heartbeats, heartbeat_cpu = [], [], [], [], [], []
     for _ in range(bench.options.rounds):
-        directory = bench.fresh()
-        server = bench.martletd(*settings, directory=directory)
-        client = Client(server.address)
-        client.create(TOPIC, 1000)
-        coordinator(client, "g")
-        first_commit(client, "g")
+        server = served(bench, settings)
         rates.append(commit_rate(server, bench.options.seconds))
-        loads.append(load_time(bench, server, settings, directory))
-        server = bench.martletd(*settings)
-        client = Client(server.address)
-        client.create(TOPIC, 1000)
-        coordinator(client, "g")
-        first_commit(client, "g")
+        server.stop()
+        loads.append(load_time(bench, settings))
+        server = served(bench, settings)
         wall, cpu = classic_rebalance(server)
         rebalances.append(wall * 1000)
         rebalance_cpu.append(cpu * 1000)
@@ -100,6 +92,17 @@ def suite_groups(bench):
     bench.row("the same, broker CPU", "ms", rebalance_cpu, target=500)
     bench.row("consumer protocol, 100 members join, 1000 partitions", "ms", heartbeats)
     bench.row("the same, broker CPU", "ms", heartbeat_cpu, target=500)
+
+
+def served(bench, settings, directory=None):
+    """A broker with the topic, whose group coordinator is there."""
+    server = bench.martletd(*settings, directory=directory)
+    client = Client(server.address)
+    client.create(TOPIC, 1000)
+    coordinator(client, "g")
+    first_commit(client, "g")
+    client.close()
+    return server
 
 
 def commit_rate(server, seconds):
@@ -118,8 +121,10 @@ def commit_rate(server, seconds):
     return sum(counts) / took
 
 
-def load_time(bench, server, settings, directory):
+def load_time(bench, settings):
     """Milliseconds from the start of a broker whose one offsets partition has a million offsets to the first answer."""
+    directory = bench.fresh()
+    server = served(bench, settings, directory)
 
     def commit(index):
         client = Client(server.address)
