@@ -191,8 +191,8 @@ final class ClassicMembership: Membership {
     }
 
     private func join() async -> Bool {
-        places = []
-        epoch = -1
+        // The eager protocol: nothing is the member's from here on, and what it gets again is a tenure of its own.
+        if epoch >= 0 { lost() }
         var request = JoinGroupRequest()
         request.groupID = group
         request.sessionTimeoutMs = Self.sessionTimeoutMilliseconds
