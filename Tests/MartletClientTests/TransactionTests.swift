@@ -348,4 +348,43 @@ import Testing
             try await producer.close()
         }
     }
+
+    @Test(arguments: [TransactionRules.first, .second])
+    func `offsets that nobody waited for and that were refused keep it from committing`(
+        rules: TransactionRules
+    ) async throws {
+        try await run(rules) { broker in
+            try await broker.topic("t")
+            let producer = try broker.producer()
+            // The refusal comes when the commit has begun and waits for it.
+            let turns = Mutex<Int?>(nil)
+            broker.proxy.next(
+                .txnOffsetCommit,
+                .hold(until: {
+                    turns.withLock { turns in
+                        guard let left = turns else { return false }
+                        turns = left - 1
+                        return left <= 0
+                    }
+                }))
+            var stranger = ConsumerGroupMetadata(groupID: "g")
+            stranger.memberID = "nobody"
+            stranger.generation = 7
+            let (metadata, proxy) = (stranger, broker.proxy)
+            await #expect(throws: ClientError.self) {
+                try await producer.withTransaction { transaction in
+                    try await transaction.send(record("a"))
+                    Task {
+                        try await transaction.commitOffsets(
+                            [TopicPartition("t", 0): CommittedOffset(Offset(1))], as: metadata)
+                    }
+                    try await until { proxy.count(.txnOffsetCommit) > 0 }
+                    turns.withLock { $0 = 50 }
+                }
+            }
+            try await producer.withTransaction { try await $0.enqueue(record("b")) }
+            #expect(try await broker.values(of: "t") == [["b"]])
+            try await producer.close()
+        }
+    }
 }

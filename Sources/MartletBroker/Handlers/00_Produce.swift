@@ -192,8 +192,8 @@ package enum ProduceHandler {
             })
     }
 
+    // SAFETY: values only; the batch's bytes are owned by this request alone.
     private enum Checked: @unchecked Sendable {
-        // SAFETY: values only; the batch's bytes are owned by this request alone.
         case good(ProduceItem)
         case bad(RecordBatchError)
     }
