@@ -316,6 +316,8 @@ package struct ProtocolReader: Sendable {
     private mutating func text(_ length: Int) throws(DecodeError) -> String {
         let position = self.position
         guard length <= remaining else { throw beyondFrame(length) }
+        // Validation has a cost of its own, and most texts of most messages are empty.
+        if length == 0 { return "" }
         if length > Self.inlineTextBytes { try take(Self.objectHeaderBytes + length) }
         do {
             guard let value = try buffer.readUTF8ValidatedString(length: length) else {

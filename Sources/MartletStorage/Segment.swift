@@ -155,14 +155,21 @@ final class Segment<D: Disk> {
     }
 
     /// Puts `entries` in the place of what the file holds and flushes it. False when that is what it held.
-    func replaceAborted(_ entries: [AbortedTransaction]) throws(DiskError) -> Bool {
+    ///
+    /// - Parameter areUnflushed: a process that was killed may have written what the file holds, and the disk not have
+    ///   it yet.
+    func replaceAborted(_ entries: [AbortedTransaction], areUnflushed: Bool) throws(DiskError) -> Bool {
         let path = path(LogFileName.transactionIndex)
         let held = try disk.readAll(path, limit: Int(Int32.max))
         let wanted = TransactionIndexFile.encode(entries)
         aborted = entries
         abortedAreLoaded = true
         persistedAbortedCount = entries.count
-        if held == wanted || (held == nil && entries.isEmpty) { return false }
+        if held == nil && entries.isEmpty { return false }
+        if held == wanted {
+            if areUnflushed { try transactionIndexFile().file.sync() }
+            return areUnflushed
+        }
         // On a failure all of them wait to be written.
         persistedAbortedCount = 0
         let file = try transactionIndexFile()

@@ -111,7 +111,7 @@ extension PartitionLog {
                 let own = derived.filter { $0.lastOffset >= max(start, segment.baseOffset) && $0.lastOffset < next }
                 dirty.forgetReplacement(segment.path(LogFileName.transactionIndex))
                 do throws(DiskError) {
-                    if try segment.replaceAborted(Array(kept) + own) { changed = true }
+                    if try segment.replaceAborted(Array(kept) + own, areUnflushed: !own.isEmpty) { changed = true }
                 } catch {
                     // On a full disk memory has them, and the recovery point stays until the file has them too.
                     guard error.kind == .noSpace else { throw error }

@@ -210,6 +210,25 @@ private func harness(_ configuration: ConsumerGroupConfiguration = .init()) -> S
         #expect(harness.parts(given)?["t"]?.count == 2)
     }
 
+    /// The simulator's seed 4062: a heartbeat was held up, and what it was given arrived nowhere.
+    @Test func `a member that says to have less than it was given is told again`() {
+        let harness = harness()
+        let all: Parts = ["t": [0, 1, 2, 3]]
+        harness.beat("g", .join("m1"))
+        let other = harness.beat("g", .join("m2"))
+        let kept = harness.parts(harness.beat("g", Beat(member: "m1", epoch: 1, owned: all))) ?? [:]
+        harness.beat("g", Beat(member: "m1", epoch: 1, owned: kept))
+        // The answer to this one is lost.
+        let lost = harness.parts(harness.beat("g", Beat(member: "m2", epoch: other.memberEpoch, owned: [:])))
+        #expect(lost?["t"]?.count == 2)
+        let again = harness.beat("g", Beat(member: "m2", epoch: other.memberEpoch, owned: [:]))
+        #expect(harness.parts(again) == lost)
+        let settled = harness.beat("g", Beat(member: "m2", epoch: other.memberEpoch, owned: lost))
+        #expect(settled.errorCode == 0 && harness.parts(settled) == nil, "it knows")
+        let silent = harness.beat("g", Beat(member: "m2", epoch: other.memberEpoch))
+        #expect(silent.errorCode == 0 && harness.parts(silent) == nil, "it says nothing")
+    }
+
     @Test func `a fenced member joins again under its id and gets its part back`() {
         let harness = harness()
         var members = harness.settledGroup("g", ["m1", "m2"])

@@ -77,7 +77,7 @@ struct CrashWorkload {
         for step in 0..<steps {
             now = Timestamp(milliseconds: now.rawValue + 20)
             disk.setTime(now.rawValue)
-            switch Int.random(in: 0..<20, using: &generator) {
+            switch Int.random(in: 0..<21, using: &generator) {
             case 0..<9:
                 for _ in 0...Int.random(in: 0..<3, using: &generator) {
                     let count = Int.random(in: 1...3, using: &generator)
@@ -128,6 +128,11 @@ struct CrashWorkload {
                 try log.close(clean: true)
                 acknowledge()
                 try directory.close(clean: true, brokerEpoch: 1)
+                directory = try Fixture.directory(disk)
+                log = try Fixture.log(directory, configuration, now: now)
+            case 20:
+                // kill -9: what was written is still there, and not on the disk.
+                disk.processEnded()
                 directory = try Fixture.directory(disk)
                 log = try Fixture.log(directory, configuration, now: now)
             case _:

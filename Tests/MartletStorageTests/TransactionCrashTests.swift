@@ -80,7 +80,7 @@ private struct TransactionWorkload {
             disk.setTime(now.rawValue)
             let id = Int64.random(in: 1...3, using: &generator)
             var producer = producers[id] ?? (0, 0)
-            switch Int.random(in: 0..<20, using: &generator) {
+            switch Int.random(in: 0..<21, using: &generator) {
             case 0..<8:
                 let key = "k\(Int.random(in: 0..<4, using: &generator))"
                 let value = "v\(generator.next())"
@@ -119,6 +119,11 @@ private struct TransactionWorkload {
                 try log.close(clean: true)
                 acknowledge()
                 try directory.close(clean: true, brokerEpoch: 1)
+                directory = try Fixture.directory(disk)
+                log = try Fixture.log(directory, configuration, now: now)
+            case 20:
+                // kill -9: what was written is still there, and not on the disk.
+                disk.processEnded()
                 directory = try Fixture.directory(disk)
                 log = try Fixture.log(directory, configuration, now: now)
             case _:
@@ -210,6 +215,31 @@ private struct TransactionWorkload {
             }
         }
         return nil
+    }
+
+    /// The simulator's seeds 2443 and 4662.
+    @Test func `an abort that a kill interrupts survives the power cut after the restart`() throws {
+        let disk = SimulatedDisk()
+        let configuration = LogConfiguration.small()
+        let killed = try Fixture.log(Fixture.directory(disk), configuration)
+        try Fixture.append(killed, Fixture.transactional((1, 0, 0)))
+        // Log and index are written, neither is flushed.
+        try Fixture.mark(killed, 1, 1, commits: false, flush: false)
+        disk.processEnded()
+
+        let directory = try Fixture.directory(disk)
+        let restarted = try Fixture.log(directory, configuration)
+        #expect(restarted.recovery.wasChecked)
+        #expect(try aborted(restarted) == [1])
+        try directory.writeCheckpoints()
+
+        let recovered = try Fixture.log(Fixture.directory(disk.crashed(seed: 0)), configuration)
+        #expect(recovered.logEndOffset == Offset(2))
+        #expect(try aborted(recovered) == [1])
+    }
+
+    private func aborted(_ log: SimulatedLog) throws -> [Int64] {
+        try log.abortedTransactions(from: .zero, upTo: log.logEndOffset).map(\.producerID)
     }
 
     @Test(arguments: CrashTests.base..<(CrashTests.base + CrashTests.workloads * 4))

@@ -16,6 +16,8 @@ internal import NIOPosix
 final class GroupShardShell: @unchecked Sendable {
     /// Bytes of log read and decoded at once.
     private static let loadByteCount = 1024 * 1024
+    /// What the record of an offset usually takes at least.
+    private static let commonRecordByteCount = 64
     /// Requests that may wait for the log to load; more are asked to come again.
     private static let loadingQueueLimit = 10_000
     /// How long a shard that could not be loaded stays that way before it is tried again.
@@ -392,8 +394,7 @@ final class GroupShardShell: @unchecked Sendable {
                 }
             }
         }
-        let now = loop.wallTime
-        for entry in entries { replay(entry, now: now) }
+        Self.replay(entries, into: &core, now: loop.wallTime)
         if region.byteCount == 0 { loaded() }
     }
 
@@ -404,12 +405,14 @@ final class GroupShardShell: @unchecked Sendable {
         case end(producerID: Int64, commits: Bool)
     }
 
-    private func replay(_ entry: Entry, now: Timestamp) {
-        switch entry {
-        case .record(let record): core.replay(record, now: now)
-        case .transactional(let record, let producerID): core.replay(record, producerID: producerID, now: now)
-        case .end(let producerID, let commits):
-            core.replayTransactionEnd(producerID: producerID, commits: commits, now: now)
+    private static func replay(_ entries: [Entry], into core: inout GroupCoordinatorShard, now: Timestamp) {
+        for entry in entries {
+            switch entry {
+            case .record(let record): core.replay(record, now: now)
+            case .transactional(let record, let producerID): core.replay(record, producerID: producerID, now: now)
+            case .end(let producerID, let commits):
+                core.replayTransactionEnd(producerID: producerID, commits: commits, now: now)
+            }
         }
     }
 
@@ -417,6 +420,7 @@ final class GroupShardShell: @unchecked Sendable {
         var rest = ByteBuffer()
         _ = try region.read(into: &rest, nonBlocking: false)
         var records: [Entry] = []
+        records.reserveCapacity(region.byteCount / commonRecordByteCount)
         var last: CoordinatorRecord?
         while rest.readableBytes > 0 {
             let header = try RecordBatchHeader(reading: rest)

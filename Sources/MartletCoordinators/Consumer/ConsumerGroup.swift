@@ -312,12 +312,14 @@ struct ConsumerGroup {
         response.memberID = memberID
         response.memberEpoch = member.epoch
         response.heartbeatIntervalMs = outbox.configuration.consumer.heartbeatIntervalMilliseconds
-        // The assignment goes to who does not know it: after a change, and to who told everything about itself.
+        // The assignment goes to who does not know it: after a change, to who told everything about itself, and to who
+        // has less than it got, because the answer with it went to a connection that it had given up.
         let isFull =
             request.memberEpoch == ConsumerMember.Epoch.join
             || (request.rebalanceTimeoutMs != -1 && owned != nil
                 && (request.subscribedTopicNames != nil || request.subscribedTopicRegex != nil))
-        if isFull || before.map({ Self.keys($0.assigned) != Self.keys(member.assigned) }) ?? true {
+        let lacksSome = owned.map { !Self.isContained(member.assigned, in: $0) } ?? false
+        if isFull || lacksSome || before.map({ Self.keys($0.assigned) != Self.keys(member.assigned) }) ?? true {
             response.assignment = Self.assignment(member.assigned)
         }
         return response

@@ -132,6 +132,10 @@ extension ConsumerGroup {
         }
     }
 
+    static func isContained(_ part: OwnedPartitions, in whole: TopicPartitions) -> Bool {
+        part.allSatisfy { topic, epochs in epochs.keys.allSatisfy { whole[topic]?.contains($0) ?? false } }
+    }
+
     static func assignment(_ partitions: OwnedPartitions) -> ConsumerGroupHeartbeatResponse.Assignment {
         var assignment = ConsumerGroupHeartbeatResponse.Assignment()
         assignment.topicPartitions = partitions.sorted { $0.key < $1.key }.map { topic, epochs in

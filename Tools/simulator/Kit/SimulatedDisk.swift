@@ -48,12 +48,7 @@ package struct SimulatedDisk: Disk {
 
     /// The process has ended and the machine has not: what was written stays in memory, unsynced as it was, and
     /// locks are free.
-    package func processEnded() {
-        core.state.withLock { state in
-            state.stopAt = nil
-            state.locks = []
-        }
-    }
+    package func processEnded() { core.state.withLock { $0.locks = [] } }
 
     /// What the next operations of a kind do. `skipping` operations of that kind succeed first; `count`
     /// then fail.

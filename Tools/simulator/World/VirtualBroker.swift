@@ -106,7 +106,8 @@ final class VirtualBroker {
             trace.note("start", "incarnation \(incarnation) failed: \(error)")
             queue.kill()
             for loop in loops { loop.kill() }
-            disk.processEnded()
+            disk.clearStop()
+        disk.processEnded()
             scheduler.after(Self.restartInterval) { self.start() }
         }
     }
@@ -146,6 +147,7 @@ final class VirtualBroker {
         for loop in process.loops { loop.kill() }
         Graveyard.bury((process, process.assembly.services.loops.all, process.loops))
         process.assembly.dismantle()
+        disk.clearStop()
         disk.processEnded()
     }
 
