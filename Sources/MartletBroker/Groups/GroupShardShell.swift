@@ -10,38 +10,16 @@ internal import NIOPosix
 /// One group coordinator shard on its event loop: the shell around the core and its partition of
 /// `__consumer_offsets`.
 ///
-/// Loads by replay when first used: the log is read and decoded on the work pool piece by piece, replayed here.
-/// A failed append discards the core; the next request loads a new one. Confined to the partition's loop.
-// SAFETY: touched on `loop.eventLoop` alone; pools get Sendable regions and post back.
-final class GroupShardShell: @unchecked Sendable {
-    /// Bytes of log read and decoded at once.
-    private static let loadByteCount = 1024 * 1024
-    /// What the record of an offset usually takes at least.
-    private static let commonRecordByteCount = 64
-    /// Requests that may wait for the log to load; more are asked to come again.
-    private static let loadingQueueLimit = 10_000
-    /// How long a shard that could not be loaded stays that way before it is tried again.
-    private static let retryDelay: TimeAmount = .seconds(5)
+/// Loads by replay when first used. Confined to the partition's loop.
+// SAFETY: touched on `loop.eventLoop` alone.
+final class GroupShardShell: ShardOwner, @unchecked Sendable {
+    static let title = "group coordinator"
 
-    private enum Phase {
-        case idle
-        case loading([(RequestID, GroupRequest)])
-        case active
-        /// The log cannot be read or written; tried again at `until`.
-        case failed(until: NIODeadline)
-        case resigned
-    }
-
-    let index: PartitionIndex
-    private let key: PartitionKey
     private unowned let loop: BrokerLoop
-    private var phase: Phase = .idle
     private var core: GroupCoordinatorShard
-    /// Counts the cores: results of appends that an earlier one ordered are not for this one.
-    private var incarnation = 0
-    private var inFlightAppendCount = 0
-    private var replies: [RequestID: (GroupResponse) -> Void] = [:]
-    private var nextRequest: UInt64 = 0
+    private(set) lazy var log = ShardLog(key, loop, owner: self)
+    private let key: PartitionKey
+    private var replies = WaitingReplies<GroupResponse>()
     private var timers: [CoordinatorTimer: Scheduled<Void>] = [:]
     private var expiration: RepeatedTask?
     /// By producer id: offsets that wait for the coordinator of their transaction.
@@ -60,7 +38,6 @@ final class GroupShardShell: @unchecked Sendable {
 
     init(key: PartitionKey, loop: BrokerLoop) {
         self.key = key
-        self.index = key.partition
         self.loop = loop
         core = GroupCoordinatorShard(configuration: Self.configuration(loop))
     }
@@ -75,48 +52,31 @@ final class GroupShardShell: @unchecked Sendable {
 
     /// `reply` runs on this loop, exactly once.
     func submit(_ request: GroupRequest, reply: @escaping (GroupResponse) -> Void) {
-        nextRequest += 1
-        let id = RequestID(nextRequest)
-        replies[id] = reply
-        switch phase {
-        case .active:
-            if request.concernsTopics || core.followsTopics { tellTopics() }
-            guard request.isProducers, let partition = loop.partition(key), !partition.isOpen else {
-                return serve(id, request)
+        log.submit(replies.add(reply), request)
+    }
+
+    func serve(_ id: RequestID, _ request: GroupRequest) {
+        if request.concernsTopics || core.followsTopics { tellTopics() }
+        guard request.isProducers, let partition = loop.partition(key), !partition.isOpen else {
+            return decide(id, request)
+        }
+        // A log that nobody used for long was closed; only it knows what a late request is.
+        let incarnation = log.incarnation
+        partition.whenOpen { _ in
+            guard incarnation == self.log.incarnation, self.log.isActive else {
+                return self.refuse(id, request, .coordinatorLoadInProgress)
             }
-            // A log that nobody used for long was closed; only it knows what a late request is.
-            let incarnation = self.incarnation
-            partition.whenOpen { _ in
-                guard incarnation == self.incarnation, case .active = self.phase else {
-                    return self.answer(id, GroupCoordinatorShard.refusal(request, .coordinatorLoadInProgress))
-                }
-                self.serve(id, request)
-            }
-        case .loading(var queue):
-            guard queue.count < Self.loadingQueueLimit else {
-                answer(id, GroupCoordinatorShard.refusal(request, .coordinatorLoadInProgress))
-                return
-            }
-            queue.append((id, request))
-            phase = .loading(queue)
-        case .failed(let until) where loop.eventLoop.now < until:
-            answer(id, GroupCoordinatorShard.refusal(request, .coordinatorNotAvailable))
-        case .idle, .failed:
-            guard inFlightAppendCount == 0 else {
-                // Appends of the discarded core are still on their way; the log must be settled first.
-                answer(id, GroupCoordinatorShard.refusal(request, .coordinatorLoadInProgress))
-                return
-            }
-            phase = .loading([(id, request)])
-            load()
-        case .resigned:
-            answer(id, GroupCoordinatorShard.refusal(request, .notCoordinator))
+            self.decide(id, request)
         }
     }
 
-    private func serve(_ id: RequestID, _ request: GroupRequest) {
+    func refuse(_ id: RequestID, _ request: GroupRequest, _ code: ErrorCode) {
+        answer(id, GroupCoordinatorShard.refusal(request, code))
+    }
+
+    private func decide(_ id: RequestID, _ request: GroupRequest) {
         if let code = fence(request) {
-            answer(id, GroupCoordinatorShard.refusal(request, code))
+            refuse(id, request, code)
         } else {
             handle(.requested(id, request))
         }
@@ -161,9 +121,7 @@ final class GroupShardShell: @unchecked Sendable {
         handle(.topicsChanged(catalog))
     }
 
-    private func answer(_ id: RequestID, _ response: GroupResponse) {
-        replies.removeValue(forKey: id)?(response)
-    }
+    private func answer(_ id: RequestID, _ response: GroupResponse) { replies.take(id)?(response) }
 
     // MARK: Events
 
@@ -203,9 +161,9 @@ final class GroupShardShell: @unchecked Sendable {
                     "members": "\(report.memberCount)", "milliseconds": "\(report.durationMilliseconds)",
                 ])
         case .orderShareState(let order, let id):
-            let incarnation = self.incarnation
+            let incarnation = log.incarnation
             ShareStateOrders.run(order, on: loop) { results in
-                guard incarnation == self.incarnation else { return }
+                guard incarnation == self.log.incarnation else { return }
                 self.handle(.shareStateOrdered(id, results))
             }
         }
@@ -234,91 +192,30 @@ final class GroupShardShell: @unchecked Sendable {
         }
     }
 
-    /// Reports the outcome of an append to the core that ordered it.
-    private func outcome(of token: AppendToken) -> (ProduceResult) -> Void {
-        let incarnation = self.incarnation
-        inFlightAppendCount += 1
-        return { result in
-            self.inFlightAppendCount -= 1
-            guard incarnation == self.incarnation else { return }
-            switch result {
-            case .appended: self.handle(.committed(token))
-            case .refused(let refusal): self.fail(token, refusal.error, refusal.message ?? "")
-            }
-        }
-    }
-
     private func append(_ marker: TransactionMarker, _ token: AppendToken) {
-        let done = outcome(of: token)
-        for admission in admissions[marker.producer.id] ?? [] where MarkerAppend(marker).ends(epoch: admission.epoch) {
+        let end = MarkerAppend(marker)
+        for admission in admissions[marker.producer.id] ?? [] where end.ends(epoch: admission.epoch) {
             admission.isValid = false
         }
-        guard let partition = loop.partition(key) else {
-            loop.eventLoop.assumeIsolated().execute {
-                done(ProduceResult(error: .notLeaderOrFollower, message: "the partition is not here"))
-            }
-            return
-        }
-        partition.whenOpen { partition in
-            partition.appendMarker(MarkerAppend(marker)) { result in
-                self.loop.eventLoop.assumeIsolated().execute { done(result) }
-            }
-        }
+        log.append(token, end) { _ in self.handle(.committed(token)) }
     }
 
     private func append(_ records: [CoordinatorRecord], producer: ProducerIdentity?, _ token: AppendToken) {
-        let done = outcome(of: token)
-        let batch: ByteBuffer
-        do {
-            batch = try Self.batch(records, producer: producer, now: loop.wallTime)
-        } catch {
-            // The core's limits keep a batch far below what the format takes: nothing of it was written.
-            loop.eventLoop.assumeIsolated().execute {
-                done(ProduceResult(error: .recordListTooLarge, message: "\(error)"))
-            }
-            return
+        let now = loop.wallTime
+        var options = RecordBatchBuilder.Options()
+        if let producer {
+            // The broker writes for the producer: there is no sequence, which Kafka writes as 0.
+            options = RecordBatchBuilder.Options(
+                producerID: producer.id, producerEpoch: producer.epoch, baseSequence: 0, isTransactional: true)
         }
-        guard let partition = loop.partition(key) else {
-            loop.eventLoop.assumeIsolated().execute {
-                done(ProduceResult(error: .notLeaderOrFollower, message: "the partition is not here"))
-            }
-            return
-        }
-        // The answer may come before `appendInternal` returns; the core must have finished its effects by then.
-        // A partition that was not used for long may have been closed; appends wait for it in their order.
-        partition.whenOpen { partition in
-            partition.appendInternal(batch, checksSequence: producer == nil) { result in
-                self.loop.eventLoop.assumeIsolated().execute { done(result) }
-            }
-        }
+        log.append(
+            token, checksSequence: producer == nil, batch: { try RecordBatchBuilder.batch(records, now, options) }
+        ) { _ in self.handle(.committed(token)) }
     }
 
-    private static func batch(
-        _ records: [CoordinatorRecord], producer: ProducerIdentity?, now: Timestamp
-    ) throws -> ByteBuffer {
-        var builder = RecordBatchBuilder(capacity: 128 + records.count * 128)
-        for record in records {
-            let (key, value) = try record.encoded()
-            try builder.append(key: key, value: value, timestamp: now.rawValue)
-        }
-        guard let producer else { return try builder.build() }
-        // The broker writes for the producer: there is no sequence, which Kafka writes as 0.
-        return try builder.build(
-            RecordBatchBuilder.Options(
-                producerID: producer.id, producerEpoch: producer.epoch, baseSequence: 0, isTransactional: true))
-    }
+    func appendFailed(_ token: AppendToken, _ code: ErrorCode) { handle(.appendFailed(token, code)) }
 
-    private func fail(_ token: AppendToken, _ code: ErrorCode, _ cause: String) {
-        loop.logger.error(
-            "group offsets cannot be written; the coordinator loads again",
-            metadata: ["partition": "\(index)", "error": "\(code.name)", "cause": "\(cause)"])
-        handle(.appendFailed(token, code))
-        discard()
-        phase = .idle
-    }
-
-    private func discard() {
-        incarnation += 1
+    func discardCore() {
         for timer in timers.values { timer.cancel() }
         timers = [:]
         expiration?.cancel()
@@ -329,7 +226,7 @@ final class GroupShardShell: @unchecked Sendable {
 
     /// Topics that were deleted: their offsets go.
     func topicsDeleted(_ names: [String]) {
-        if case .active = phase { handle(.topicsDeleted(names)) }
+        if log.isActive { handle(.topicsDeleted(names)) }
     }
 
     func configurationChanged() {
@@ -338,72 +235,38 @@ final class GroupShardShell: @unchecked Sendable {
 
     /// Answers everybody who waits; the broker stops or the partition goes.
     func resign() {
-        if case .loading(let queue) = phase {
-            for (id, request) in queue { answer(id, GroupCoordinatorShard.refusal(request, .notCoordinator)) }
-        }
         handle(.resigned)
-        discard()
-        phase = .resigned
+        log.resign()
     }
 
     // MARK: Loading
 
-    private func load() {
-        whenOpen { log in self.load(log, from: log.logStartOffset, end: log.logEndOffset, after: []) }
-    }
-
-    /// Runs `body` with the open log, unless this core is given up before or the log cannot be opened.
-    private func whenOpen(_ body: @escaping (PartitionLog<AnyDisk>) -> Void) {
-        guard let partition = loop.partition(key) else { return loadFailed("the partition is not here") }
-        let incarnation = self.incarnation
-        partition.whenOpen { partition in
-            guard incarnation == self.incarnation else { return }
-            switch partition.openLog {
-            case .success(let log): body(log)
-            case .failure(let unavailable): self.loadFailed(unavailable.cause)
-            }
-        }
-    }
-
-    /// Reads and decodes the log from `next` on, on the work pool, while it replays `entries`, which come before.
-    private func load(_ log: PartitionLog<AnyDisk>, from next: Offset, end: Offset, after entries: [Entry]) {
-        let region: LogRegion<AnyDisk>
-        do {
-            region =
-                next < end
-                ? try log.locate(from: next, upTo: end, maxBytes: Self.loadByteCount, minOneBatch: true)
-                : .empty(at: end)
-        } catch {
-            return loadFailed("\(error)")
-        }
-        // Compaction may have taken all that stood before the end.
-        if region.byteCount > 0 {
-            let incarnation = self.incarnation
-            loop.services.workPool.submit { state in
-                guard case .active = state else { return }
-                let result = Result { try Self.entries(in: region) }
-                self.loop.post { _ in
-                    guard incarnation == self.incarnation else { return }
-                    switch result {
-                    case .success(let entries):
-                        // The log may have been closed, opened again or compacted meanwhile.
-                        self.whenOpen { log in self.load(log, from: region.nextOffset, end: end, after: entries) }
-                    case .failure(let error):
-                        self.loadFailed("\(error)")
-                    }
-                }
-            }
-        }
-        Self.replay(entries, into: &core, now: loop.wallTime)
-        if region.byteCount == 0 { loaded() }
-    }
-
-    /// What a batch of the log means to the core.
-    private enum Entry: Sendable {
+    enum Entry: Sendable {
         case record(CoordinatorRecord)
         case transactional(CoordinatorRecord, producerID: Int64)
         case end(producerID: Int64, commits: Bool)
     }
+
+    static func decode(_ batch: ByteBuffer, _ header: RecordBatchHeader, into entries: inout [Entry]) throws {
+        guard !header.isControl else {
+            if let marker = try EndTransactionMarker(batch: batch) {
+                entries.append(.end(producerID: header.producerID, commits: marker.commits))
+            }
+            return
+        }
+        var last: CoordinatorRecord?
+        var iterator = try RecordIterator(batch)
+        while let view = try iterator.next() {
+            guard let key = view.key,
+                let record = try CoordinatorRecord.decode(key: key, value: view.value, after: last)
+            else { continue }
+            last = record
+            entries.append(
+                header.isTransactional ? .transactional(record, producerID: header.producerID) : .record(record))
+        }
+    }
+
+    func replay(_ entries: [Entry]) { Self.replay(entries, into: &core, now: loop.wallTime) }
 
     private static func replay(_ entries: [Entry], into core: inout GroupCoordinatorShard, now: Timestamp) {
         for entry in entries {
@@ -416,43 +279,7 @@ final class GroupShardShell: @unchecked Sendable {
         }
     }
 
-    private static func entries(in region: LogRegion<AnyDisk>) throws -> [Entry] {
-        var rest = ByteBuffer()
-        _ = try region.read(into: &rest, nonBlocking: false)
-        var records: [Entry] = []
-        records.reserveCapacity(region.byteCount / commonRecordByteCount)
-        var last: CoordinatorRecord?
-        while rest.readableBytes > 0 {
-            let header = try RecordBatchHeader(reading: rest)
-            guard let batch = rest.readSlice(length: header.totalByteCount) else {
-                throw MetadataLogError(description: "a batch of the offsets topic is cut short")
-            }
-            _ = try RecordBatchValidator.checkHeader(batch, limits: .stored)
-            if header.isControl {
-                if let marker = try EndTransactionMarker(batch: batch) {
-                    records.append(.end(producerID: header.producerID, commits: marker.commits))
-                }
-                continue
-            }
-            var iterator = try RecordIterator(batch)
-            while let view = try iterator.next() {
-                guard let key = view.key,
-                    let record = try CoordinatorRecord.decode(key: key, value: view.value, after: last)
-                else {
-                    continue
-                }
-                last = record
-                records.append(
-                    header.isTransactional
-                        ? .transactional(record, producerID: header.producerID) : .record(record))
-            }
-        }
-        return records
-    }
-
-    private func loaded() {
-        guard case .loading(let queue) = phase else { return }
-        phase = .active
+    func becameActive() {
         tellTopics()
         handle(.loaded)
         let obsolete = core.obsoleteOffsets { loop.image.topicID(named: $0) }
@@ -465,25 +292,12 @@ final class GroupShardShell: @unchecked Sendable {
         loop.logger.debug(
             "group coordinator loaded",
             metadata: [
-                "partition": "\(index)", "groups": "\(core.groupCount)", "offsets": "\(core.offsetCount)",
+                "partition": "\(key.partition)", "groups": "\(core.groupCount)", "offsets": "\(core.offsetCount)",
             ])
-        for (id, request) in queue { serve(id, request) }
-    }
-
-    private func loadFailed(_ cause: String) {
-        loop.logger.error(
-            "group coordinator cannot be loaded", metadata: ["partition": "\(index)", "cause": "\(cause)"])
-        var waiting: [(RequestID, GroupRequest)] = []
-        if case .loading(let queue) = phase { waiting = queue }
-        discard()
-        phase = .failed(until: loop.eventLoop.now + Self.retryDelay)
-        for (id, request) in waiting {
-            answer(id, GroupCoordinatorShard.refusal(request, .coordinatorNotAvailable))
-        }
     }
 
     private func expire() {
-        guard case .active = phase else { return }
+        guard log.isActive else { return }
         var retention = OffsetRetention(
             fixedMilliseconds: loop.image.brokerConfiguration.offsetsRetentionMilliseconds)
         if retention.fixedMilliseconds == nil {

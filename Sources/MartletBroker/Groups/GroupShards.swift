@@ -83,7 +83,7 @@ package final class GroupShards {
         shards = [:]
     }
 
-    private var inOrder: [GroupShardShell] { shards.values.sorted { $0.index < $1.index } }
+    private var inOrder: [GroupShardShell] { shards.sorted { $0.key < $1.key }.map(\.value) }
 }
 
 extension RequestContext {

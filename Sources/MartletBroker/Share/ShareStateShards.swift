@@ -32,7 +32,7 @@ package final class ShareStateShards {
         shards = [:]
     }
 
-    private var inOrder: [ShareStateShardShell] { shards.values.sorted { $0.index < $1.index } }
+    private var inOrder: [ShareStateShardShell] { shards.sorted { $0.key < $1.key }.map(\.value) }
 }
 
 extension BrokerLoop {

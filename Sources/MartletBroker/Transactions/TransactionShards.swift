@@ -31,7 +31,7 @@ package final class TransactionShards {
             guard loop.services.loops.loop(of: key) === loop,
                 onDisk.contains(TopicPartition(topic.name, Int32(index)))
             else { continue }
-            shard(key)?.resume()
+            shard(key)?.log.resume()
         }
     }
 
@@ -45,7 +45,7 @@ package final class TransactionShards {
         shards = [:]
     }
 
-    private var inOrder: [TransactionShardShell] { shards.values.sorted { $0.index < $1.index } }
+    private var inOrder: [TransactionShardShell] { shards.sorted { $0.key < $1.key }.map(\.value) }
 }
 
 extension BrokerLoop {
