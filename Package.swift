@@ -73,6 +73,10 @@ let package = Package(
             dependencies: ["MartletLogModel", deque],
             exclude: ["README.md"], swiftSettings: house),
         .target(
+            name: "MartletMetadataQuorum",
+            dependencies: ["MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", nioCore, deque],
+            exclude: ["README.md"], swiftSettings: house),
+        .target(
             name: "MartletController",
             dependencies: ["MartletLogModel", "MartletKafkaProtocol", nioCore, orderedCollections, hashTrees],
             exclude: ["README.md"], swiftSettings: house),
@@ -183,6 +187,13 @@ let package = Package(
             swiftSettings: relaxed),
         .testTarget(
             name: "MartletReplicationTests", dependencies: ["MartletLogModel", "MartletReplication"],
+            swiftSettings: relaxed),
+        .testTarget(
+            name: "MartletMetadataQuorumTests",
+            dependencies: [
+                "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletMetadataQuorum",
+                "MartletTestSupport", nioCore,
+            ],
             swiftSettings: relaxed),
         .testTarget(
             name: "MartletControllerTests",

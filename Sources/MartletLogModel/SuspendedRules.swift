@@ -33,6 +33,29 @@ package struct SuspendedRules: OptionSet, Hashable, Sendable {
     package static let decisionBeforeMarkers = SuspendedRules(rawValue: 1 << 11)
     /// Offsets of an open transaction are not given to who asks for stable ones.
     package static let stableOffsets = SuspendedRules(rawValue: 1 << 12)
+    /// Whoever hears from a leader refuses pre-votes (KIP-996).
+    package static let preVoteStickiness = SuspendedRules(rawValue: 1 << 13)
+    /// A vote and an epoch are on disk before anybody hears of them.
+    package static let voteBeforeAnswer = SuspendedRules(rawValue: 1 << 14)
+    /// The leader of the metadata log commits by counting only once a record of its own epoch counts (Raft §5.4.2).
+    package static let ownEpochCommit = SuspendedRules(rawValue: 1 << 15)
+    /// A follower cuts its log to where the leader says that epochs diverge (KIP-595).
+    package static let epochTruncation = SuspendedRules(rawValue: 1 << 16)
+    /// Votes go only to logs that are at least as new as the voter's own (Raft §5.4.1).
+    package static let logUpToDate = SuspendedRules(rawValue: 1 << 17)
+    /// A change of voters waits until the one before is committed (KIP-853).
+    package static let singleVoterChange = SuspendedRules(rawValue: 1 << 18)
+
+    /// The rules of the metadata quorum, for its own simulation.
+    package static let metadataQuorum: [(name: String, rule: SuspendedRules)] = [
+        ("pre-vote stickiness", .preVoteStickiness),
+        ("vote before answer", .voteBeforeAnswer),
+        ("flush before acknowledgement", .flushBeforeAcknowledgement),
+        ("own epoch commit", .ownEpochCommit),
+        ("epoch truncation", .epochTruncation),
+        ("log up to date", .logUpToDate),
+        ("single voter change", .singleVoterChange),
+    ]
 
     package static let named: [(name: String, rule: SuspendedRules)] = [
         ("epoch bump on end", .epochBumpOnEnd),

@@ -35,6 +35,9 @@ enum Rules {
             "MartletKafkaProtocol": ["MartletLogModel", "NIOCore"],
             // L2
             "MartletReplication": collections.union(["MartletLogModel"]),
+            "MartletMetadataQuorum": collections.union([
+                "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "NIOCore",
+            ]),
             "MartletController": collections.union(["MartletLogModel", "MartletKafkaProtocol", "NIOCore"]),
             "MartletCoordinators": collections.union(["MartletLogModel", "MartletKafkaProtocol", "NIOCore"]),
             // L3
@@ -93,7 +96,9 @@ enum Rules {
         ]
     }()
 
-    static let cores: Set<String> = ["MartletReplication", "MartletController", "MartletCoordinators"]
+    static let cores: Set<String> = [
+        "MartletReplication", "MartletMetadataQuorum", "MartletController", "MartletCoordinators",
+    ]
 
     static func imports(_ file: SwiftFile) -> [Violation] {
         if file.isTest { return [] }
