@@ -10,13 +10,19 @@ import NIOCore
 final class ProxiedBroker {
     let proxy: Proxy
     private let folder = TemporaryFolder()
+    private let settings: [String: String]
     private var broker: Broker?
 
-    private init(_ proxy: Proxy) { self.proxy = proxy }
+    private init(_ proxy: Proxy, _ settings: [String: String]) {
+        self.proxy = proxy
+        self.settings = settings
+    }
 
-    /// Runs `body` and stops everything after it.
-    static func run(_ body: (ProxiedBroker) async throws -> Void) async throws {
-        let broker = ProxiedBroker(try await Proxy.start())
+    /// Runs `body` and stops everything after it. `settings` are of the broker.
+    static func run(
+        _ settings: [String: String] = [:], _ body: (ProxiedBroker) async throws -> Void
+    ) async throws {
+        let broker = ProxiedBroker(try await Proxy.start(), settings)
         let outcome: Result<Void, any Error>
         do {
             try await broker.start()
@@ -36,11 +42,13 @@ final class ProxiedBroker {
     func start() async throws {
         var settings = BrokerSettings(listen: .init(host: "127.0.0.1", port: 0), dataDirectory: folder.path)
         settings.reserveBytes = 0
-        for (key, value) in [
+        let usual = [
             ("auto.create.topics.enable", "false"), ("group.initial.rebalance.delay.ms", "0"),
             ("group.consumer.heartbeat.interval.ms", "50"),
+            ("group.share.heartbeat.interval.ms", "50"),
             ("advertised.listeners", "PLAINTEXT://127.0.0.1:\(proxy.port)"),
-        ] {
+        ]
+        for (key, value) in usual + self.settings.sorted(by: { $0.key < $1.key }) {
             try settings.set(key, value, origin: "test")
         }
         let broker = try await Broker.start(
@@ -56,7 +64,7 @@ final class ProxiedBroker {
     }
 
     /// Clients' settings with short pauses.
-    private func client() throws -> ClientConfiguration {
+    func client() throws -> ClientConfiguration {
         var client = try ClientConfiguration(bootstrap: bootstrap)
         client.retryBackoff = .milliseconds(5)
         client.reconnectBackoff = .milliseconds(5)
@@ -91,6 +99,15 @@ final class ProxiedBroker {
         configuration.isAutoCommitEnabled = false
         change(&configuration)
         return try Consumer(configuration)
+    }
+
+    func shareConsumer(
+        _ group: String = "g", _ change: (inout ShareConsumerConfiguration) -> Void = { _ in }
+    ) throws -> ShareConsumer {
+        var configuration = ShareConsumerConfiguration(try client(), groupID: group)
+        configuration.fetchMaximumWait = .milliseconds(50)
+        change(&configuration)
+        return try ShareConsumer(configuration)
     }
 
     /// All values of a topic up to its present end, per partition, as consumers with this isolation see them. A commit

@@ -13,8 +13,6 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
     private static let leavingForAWhileEpoch: Int32 = -2
     /// First version in which the member makes its own id (KIP-1082) and the broker matches patterns.
     private static let ownIDVersion: Int16 = 1
-    /// Longest wait for the coordinator's answer when leaving; it will find out by itself otherwise.
-    private static let leaveLimit = Duration.seconds(5)
     /// First Metadata version that is asked by topic id (KIP-516).
     private static let topicIDVersion: Int16 = 12
 
@@ -25,28 +23,19 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
     private var member = MemberState()
     /// Made once per consumer, kept through fences, given by the coordinator only in version 0.
     private var memberID: String
-    /// As the coordinator says.
-    private var interval: Duration
-    private var timer: Scheduled<Void>?
-    private var isBeating = false
-    /// Something new to say came up while a heartbeat was on its way.
-    private var beatsAgain = false
+    private let pace: HeartbeatPace
     private var isLearning = false
     private var hasWarned = false
-    private var failureCount = 0
-    /// When joining began to fail without a break; the polling task is told after `operationTimeout`.
-    private var failingSince: NIODeadline?
-    /// Makes answers to requests of a former membership void.
-    private var era = 0
 
     init(engine: ClientEngine, buffer: FetchBuffer, configuration: ConsumerConfiguration, group: String) {
         self.engine = engine
         self.buffer = buffer
         self.configuration = configuration
         self.group = group
-        interval = configuration.heartbeatInterval
+        pace = HeartbeatPace(engine: engine, group: group, interval: configuration.heartbeatInterval)
         var generator = SystemRandomNumberGenerator()
         memberID = UniversalID.random(using: &generator).description
+        pace.onBeat = { [weak self] in self?.beat() }
     }
 
     private var loop: any EventLoop { engine.loop }
@@ -90,7 +79,7 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
     }
 
     func leave(_ completion: @escaping () -> Void) {
-        let wasMember = member.isJoined || isBeating
+        let wasMember = member.isJoined || pace.isBeating
         stop()
         guard wasMember else {
             completion()
@@ -101,15 +90,9 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
 
     /// Forgets the membership without telling anybody.
     private func stop() {
-        era += 1
+        pace.stop()
         member.leave()
-        timer?.cancel()
-        timer = nil
-        isBeating = false
-        beatsAgain = false
         isLearning = false
-        failureCount = 0
-        failingSince = nil
     }
 
     private func run(_ effects: [MemberState.Effect]) {
@@ -134,7 +117,7 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
     private func learn(_ ids: [UniversalID]) {
         guard !isLearning, !engine.isClosed else { return }
         isLearning = true
-        let era = era
+        let era = pace.era
         engine.request(MetadataRequest.self, to: .any) { version in
             var request = MetadataRequest()
             request.allowAutoTopicCreation = false
@@ -147,7 +130,7 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
             }
             return request
         } completion: { result in
-            guard self.era == era else { return }
+            guard self.pace.era == era else { return }
             if case .success(let answer) = result { self.engine.adopt(answer.response) }
             self.isLearning = false
             let effects = self.member.reconcile(names: self.engine.metadata.names)
@@ -157,7 +140,7 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
             self.isLearning = true
             self.run(effects)
             self.loop.assumeIsolated().scheduleTask(in: TimeAmount(self.engine.retryBackoff.pause(after: 1))) {
-                guard self.era == era else { return }
+                guard self.pace.era == era else { return }
                 self.isLearning = false
                 self.metadataChanged()
             }
@@ -166,39 +149,14 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
 
     // MARK: Heartbeats
 
-    private func schedule(in pause: Duration) {
-        timer?.cancel()
-        let era = era
-        timer = loop.assumeIsolated().scheduleTask(in: TimeAmount(pause)) {
-            if self.era == era { self.beat() }
-        }
-    }
-
     private func beat() {
-        guard !engine.isClosed else { return }
-        guard !isBeating else {
-            beatsAgain = true
-            return
-        }
+        guard !engine.isClosed, pace.mayBeat() else { return }
         if member.isJoined, NIODeadline.now() - buffer.lastPoll > TimeAmount(configuration.pollIntervalLimit) {
             return leaveSilently()
         }
         guard let heartbeat = member.nextHeartbeat() else { return }
-        isBeating = true
-        beatsAgain = false
-        let era = era
-        engine.coordinator(of: group) { result in
-            guard self.era == era else { return }
-            switch result {
-            case .failure(let error): self.missed(error)
-            case .success(let coordinator): self.send(heartbeat, to: coordinator)
-            }
-        }
-    }
-
-    private func send(_ heartbeat: MemberState.Heartbeat, to coordinator: BrokerID) {
-        let (configuration, group, memberID, ids, era) = (configuration, group, memberID, member.ids, era)
-        engine.request(ConsumerGroupHeartbeatRequest.self, to: .broker(coordinator), purpose: .group) { version in
+        let (configuration, group, memberID, ids) = (configuration, group, memberID, member.ids)
+        pace.send(ConsumerGroupHeartbeatRequest.self) { version in
             var request = ConsumerGroupHeartbeatRequest()
             request.groupID = group
             // In version 0 the coordinator makes the id of a member that joins.
@@ -225,20 +183,15 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
             }
             return request
         } completion: { result in
-            guard self.era == era else { return }
             switch result {
-            case .failure(let error):
-                self.engine.forgetCoordinator(of: group)
-                self.missed(error)
-            case .success(let answer):
-                self.heard(answer.response, heartbeat)
+            case .failure(let error): self.missed(error)
+            case .success(let answer): self.heard(answer.response, heartbeat)
             }
         }
     }
 
     /// No answer.
     private func missed(_ error: ClientError) {
-        isBeating = false
         member.unanswered()
         if let code = error.brokerCode, !code.isRetriable { return refused(error) }
         switch error.code {
@@ -270,38 +223,26 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
     }
 
     private func again(_ error: ClientError) {
-        failureCount += 1
-        engine.logger.debug("heartbeat will be repeated", metadata: ["group": "\(group)", "cause": "\(error)"])
-        let since = failingSince ?? .now()
-        failingSince = since
-        if !member.isJoined, NIODeadline.now() - since >= TimeAmount(configuration.client.operationTimeout) {
-            failingSince = nil
-            buffer.report(error)
-        }
-        schedule(in: engine.retryBackoff.pause(after: failureCount))
+        if pace.again(error, isJoined: member.isJoined) { buffer.report(error) }
     }
 
     private func heard(_ response: ConsumerGroupHeartbeatResponse, _ heartbeat: MemberState.Heartbeat) {
-        isBeating = false
         let code = ErrorCode(rawValue: response.errorCode)
         guard code == .none else {
             member.unanswered()
             return refused(code, response.errorMessage)
         }
-        failureCount = 0
-        failingSince = nil
         if let id = response.memberID, !id.isEmpty { memberID = id }
-        if response.heartbeatIntervalMs > 0 { interval = .milliseconds(Int64(response.heartbeatIntervalMs)) }
+        if response.heartbeatIntervalMs > 0 { pace.interval = .milliseconds(Int64(response.heartbeatIntervalMs)) }
         let assignment = response.assignment.map { assignment in
             Dictionary(
                 assignment.topicPartitions.map { ($0.topicID, $0.partitions) }, uniquingKeysWith: { $0 + $1 })
         }
-        let again = beatsAgain
-        schedule(in: interval)
+        let beatsAgain = pace.answered()
         run(
             member.answered(
                 MemberState.Answer(epoch: response.memberEpoch, assignment: assignment), names: engine.metadata.names))
-        if again, !isBeating { beat() }
+        if beatsAgain, !pace.isBeating { beat() }
     }
 
     private func refused(_ code: ErrorCode, _ detail: String?) {
@@ -344,34 +285,18 @@ final class ConsumerGroupMembership: GroupMembership, @unchecked Sendable {
         engine.logger.warning(
             "member leaves its group because nobody polled in time",
             metadata: ["group": "\(group)", "pollIntervalLimit": "\(configuration.pollIntervalLimit)"])
-        timer?.cancel()
-        timer = nil
-        era += 1
+        pace.stop()
         isLearning = false
         run(member.fellSilent())
         sendLeave {}
     }
 
     private func sendLeave(_ completion: @escaping () -> Void) {
-        let (group, memberID, instanceID) = (group, memberID, configuration.groupInstanceID)
-        engine.coordinator(of: group) { result in
-            guard case .success(let coordinator) = result else {
-                completion()
-                return
-            }
-            self.engine.request(
-                ConsumerGroupHeartbeatRequest.self, to: .broker(coordinator), purpose: .group,
-                timeout: Self.leaveLimit
-            ) { _ in
-                var request = ConsumerGroupHeartbeatRequest()
-                request.groupID = group
-                request.memberID = memberID
-                request.instanceID = instanceID
-                request.memberEpoch = instanceID == nil ? Self.leavingEpoch : Self.leavingForAWhileEpoch
-                return request
-            } completion: { _ in
-                completion()
-            }
-        }
+        var request = ConsumerGroupHeartbeatRequest()
+        request.groupID = group
+        request.memberID = memberID
+        request.instanceID = configuration.groupInstanceID
+        request.memberEpoch = configuration.groupInstanceID == nil ? Self.leavingEpoch : Self.leavingForAWhileEpoch
+        pace.leave(request, completion)
     }
 }

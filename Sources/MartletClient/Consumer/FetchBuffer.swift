@@ -203,7 +203,8 @@ final class FetchBuffer: Sendable {
         return waiters
     }
 
-    var lastPoll: NIODeadline { state.withLock { $0.lastPoll } }
+    /// When there was a poll; now, while one waits.
+    var lastPoll: NIODeadline { state.withLock { $0.waiters.isEmpty ? $0.lastPoll : .now() } }
     var isClosed: Bool { state.withLock { $0.isClosed } }
 
     // MARK: Partitions
