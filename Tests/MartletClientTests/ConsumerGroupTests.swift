@@ -210,28 +210,6 @@ import Testing
         }
     }
 
-    @Test func `a static member that restarts gets its partitions back and the others keep theirs`() async throws {
-        try await ProxiedBroker.run { broker in
-            try await broker.topic("t", 4)
-            let changes = Mutex(0)
-            let other = try member(broker) { $0.onRebalance = { _ in changes.withLock { $0 += 1 } } }
-            try await other.subscribe(to: ["t"])
-            let first = try member(broker) { $0.groupInstanceID = "one" }
-            try await first.subscribe(to: ["t"])
-            try await poll(first, other) { first.assignment.count == 2 && other.assignment.count == 2 }
-            let part = first.assignment
-            let before = changes.withLock { $0 }
-            try await first.close()
-            let again = try member(broker) { $0.groupInstanceID = "one" }
-            try await again.subscribe(to: ["t"])
-            try await poll(again, other) { again.assignment.count == 2 }
-            #expect(again.assignment == part)
-            #expect(changes.withLock { $0 } == before)
-            try await again.close()
-            try await other.close()
-        }
-    }
-
     @Test func `a member that nobody polls leaves, and its next poll says so and rejoins`() async throws {
         try await ProxiedBroker.run { broker in
             try await broker.topic("t")

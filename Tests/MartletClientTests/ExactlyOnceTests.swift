@@ -202,6 +202,78 @@ import Testing
         }
     }
 
+    /// Two members, of which the first has read what was there and the second has joined after that; returns a record of
+    /// a partition that is the second's now.
+    private func handOver(
+        _ broker: ProxiedBroker, _ groupProtocol: GroupProtocol, _ first: Consumer, _ records: [ConsumedRecord]
+    ) async throws -> (second: Consumer, moved: [ConsumedRecord]) {
+        let second = try broker.consumer("g") { $0.groupProtocol = groupProtocol }
+        try await second.subscribe(to: ["in"])
+        while second.assignment.isEmpty || first.assignment.isEmpty || !first.assignment.isDisjoint(with: second.assignment) {
+            _ = try await first.poll(timeout: .milliseconds(10), limit: 1)
+            // Not to be moved by what it is about to read.
+            second.pause(second.assignment)
+            _ = try await second.poll(timeout: .milliseconds(10), limit: 1)
+        }
+        return (second, records.filter { second.assignment.contains($0.topicPartition) })
+    }
+
+    @Test(arguments: GroupProtocol.allCases)
+    func `partitions that left between poll and commit are refused`(groupProtocol: GroupProtocol) async throws {
+        try await ProxiedBroker.run { broker in
+            try await prepare(broker, 30)
+            let consumer = try broker.consumer("g") { $0.groupProtocol = groupProtocol }
+            try await consumer.subscribe(to: ["in"])
+            var records: [ConsumedRecord] = []
+            while records.count < 30 { records += try await consumer.poll(timeout: .milliseconds(50)) }
+            let claim = try await consumer.claim(records)
+            #expect(claim.positions.mapValues(\.offset.rawValue).values.sorted() == [10, 10, 10])
+            let (second, moved) = try await handOver(broker, groupProtocol, consumer, records)
+            #expect(!moved.isEmpty)
+            await #expect { try await consumer.claim(moved) } throws: { ($0 as? ClientError)?.code == .rebalanced }
+            try await second.close()
+            try await consumer.close()
+        }
+    }
+
+    @Test(arguments: GroupProtocol.allCases)
+    func `a transaction in which the group moves on is rolled back`(groupProtocol: GroupProtocol) async throws {
+        try await ProxiedBroker.run { broker in
+            try await prepare(broker, 30)
+            let producer = try broker.producer()
+            let consumer = try broker.consumer("g") { $0.groupProtocol = groupProtocol }
+            try await consumer.subscribe(to: ["in"])
+            var second: Consumer?
+            while second == nil {
+                do {
+                    try await producer.withTransaction(consuming: consumer, timeout: .milliseconds(50)) {
+                        transaction, records in
+                        // One of all partitions is going to be the other member's.
+                        guard Set(records.map(\.partition)).count == Int(Self.partitionCount) else { throw Interrupted() }
+                        for record in records {
+                            try await transaction.enqueue(
+                                ProducerRecord(topic: "out", partition: record.partition, value: record.value))
+                        }
+                        second = try await handOver(broker, groupProtocol, consumer, records).second
+                    }
+                    #expect(second == nil)
+                } catch is Interrupted {
+                    continue
+                } catch let error as ClientError {
+                    #expect(error.code == .transactionAborted && error.isRetriable, "\(error)")
+                }
+            }
+            let admin = try broker.admin()
+            #expect(try await admin.groupOffsets("g").isEmpty)
+            await admin.close()
+            try await second?.close()
+            try await Self.copyAll(broker, producer, consumer, 30)
+            try await consumer.close()
+            try await producer.close()
+            #expect(try await broker.values(of: "out", Self.partitionCount) == expected(30))
+        }
+    }
+
     @Test func `a consumer that commits by itself is refused`() async throws {
         try await ProxiedBroker.run { broker in
             let producer = try broker.producer()

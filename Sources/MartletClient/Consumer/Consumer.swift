@@ -410,6 +410,27 @@ public final class Consumer: Sendable {
         return ConsumerGroupMetadata(group, identity)
     }
 
+    /// What a transaction commits for records that a poll has returned.
+    ///
+    /// The group may move on at any moment. Membership first: if that is old by the time of the commit, the commit is
+    /// refused; if it is newer than the poll, the positions tell whether these partitions stayed ours.
+    /// - Throws: ``ClientError``: `rebalanced` for records of a partition that is not read here any more, or anew.
+    func claim(
+        _ records: [ConsumedRecord]
+    ) async throws -> (group: ConsumerGroupMetadata, positions: [TopicPartition: CommittedOffset]) {
+        var lasts: [TopicPartition: Offset] = [:]
+        for record in records {
+            lasts[record.topicPartition] = max(lasts[record.topicPartition] ?? record.offset, record.offset)
+        }
+        let group = try await groupMetadata()
+        let positions = positions.filter { lasts[$0.key] != nil }
+        for (partition, last) in lasts where !(positions[partition].map { $0.offset > last } ?? false) {
+            throw ClientError(
+                .rebalanced, "the group took \(partition) from this consumer right after the poll; poll again")
+        }
+        return (group, positions)
+    }
+
     /// Positions that a transaction commits must not be committed beside it.
     func checkTransactional() throws(ClientError) {
         _ = try group("withTransaction(consuming:)")

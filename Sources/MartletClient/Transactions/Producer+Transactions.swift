@@ -76,20 +76,11 @@ extension Producer {
         let records = try await consumer.poll(timeout: timeout, limit: limit)
         guard !records.isEmpty else { return 0 }
         var starts: [TopicPartition: Offset] = [:]
-        var lasts: [TopicPartition: Offset] = [:]
         for record in records {
             starts[record.topicPartition] = min(starts[record.topicPartition] ?? record.offset, record.offset)
-            lasts[record.topicPartition] = max(lasts[record.topicPartition] ?? record.offset, record.offset)
         }
         do {
-            // The group may move on at any moment. Membership first: if that is old by the time of the commit, the commit
-            // is refused; if it is newer than the poll, the positions tell whether these partitions stayed ours.
-            let group = try await consumer.groupMetadata()
-            let positions = consumer.positions.filter { starts[$0.key] != nil }
-            for (partition, last) in lasts where !(positions[partition].map { $0.offset > last } ?? false) {
-                throw ClientError(
-                    .rebalanced, "the group took \(partition) from this consumer right after the poll; poll again")
-            }
+            let (group, positions) = try await consumer.claim(records)
             try await withTransaction { transaction in
                 try await body(transaction, records)
                 try await transaction.commitOffsets(positions, as: group)
