@@ -239,8 +239,8 @@ let package = Package(
         .testTarget(
             name: "ProcessTests",
             dependencies: [
-                "MartletLogModel", "MartletClient", "MartletMarketData", "MartletTestSupport", "CMartletPlatform",
-                nioCore, argumentParser, "martletd", "martlet", "example-produce", "example-consume",
+                "MartletLogModel", "MartletClient", "MartletMarketData", "MartletChecker", "MartletTestSupport",
+                "CMartletPlatform", nioCore, nioPosix, argumentParser, "martletd", "martlet", "example-produce", "example-consume",
                 "example-copy",
             ],
             swiftSettings: relaxed),
