@@ -224,8 +224,7 @@ final class QuorumWorld {
             handle(.ticked, at: node)
         case .flushed(let node, let number, let generation, let end, let written):
             guard runs[node]?.number == number else { return }
-            disks[node].confirm(written)
-            for stored in written { register(stored, node) }
+            for stored in disks[node].confirm(written) { register(stored, node) }
             handle(.flushed(upTo: end, generation), at: node)
         case .persisted(let node, let number, let version, let file):
             guard runs[node]?.number == number else { return }

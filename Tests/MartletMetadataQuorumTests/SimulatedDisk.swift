@@ -81,8 +81,14 @@ struct SimulatedDisk {
 
     /// A flush that began with `written` is over: that is what a crash leaves at least. What was cut meanwhile may come
     /// back in a crash.
-    mutating func confirm(_ written: [StoredBatch]) {
-        flushed = written.filter { $0.batch.baseOffset >= start }
+    /// Returns what is newly confirmed.
+    mutating func confirm(_ written: [StoredBatch]) -> ArraySlice<StoredBatch> {
+        let isLonger = written.count >= flushed.count && written.first == flushed.first
+        let isSame = isLonger && !flushed.isEmpty && written[flushed.count - 1].digest == flushed.last?.digest
+        let fresh = isSame ? written[flushed.count...] : written[...]
+        let startsLater = written.first.map { $0.batch.baseOffset < start } ?? false
+        flushed = startsLater ? written.filter { $0.batch.baseOffset >= start } : written
+        return fresh
     }
 
     mutating func persist(_ state: QuorumStateFile) { self.state = state }
