@@ -66,10 +66,17 @@ package final class PartitionCheckpoint: Sendable {
     func logStartIsDurable(_ offset: Offset) {
         _ = durableLogStartValue.max(offset.rawValue, ordering: .acquiringAndReleasing)
     }
-    /// The one way down, for ``PartitionLog/repair()``: no log reaches to where this one is said to start.
+    /// For ``PartitionLog/repair()``: no log reaches to where this one is said to start.
     func lowerLogStart(to offset: Offset) {
         proposedLogStartValue.store(offset.rawValue, ordering: .releasing)
         durableLogStartValue.store(offset.rawValue, ordering: .releasing)
+    }
+    /// For ``PartitionLog/restart(at:)``: an empty log that starts there, and nothing known of before.
+    func restart(at start: Offset) {
+        lowerLogStart(to: start)
+        setRecoveryPoint(start)
+        highWatermarkValue.store(start.rawValue, ordering: .releasing)
+        compactedEndValue.store(start.rawValue, ordering: .releasing)
     }
 }
 

@@ -467,7 +467,7 @@ extension PartitionLog {
         try disk.syncDirectory(folder)
     }
 
-    private func removeFiles(of segment: Segment<D>) throws {
+    func removeFiles(of segment: Segment<D>) throws {
         recovery.truncatedBytes += segment.size
         segment.releaseFiles()
         for kind in [LogFileName.log, LogFileName.offsetIndex, LogFileName.timeIndex, LogFileName.transactionIndex] {

@@ -454,6 +454,7 @@ package final class PartitionLog<D: Disk> {
         dirty.markDirectory(directory.path)
         dirty.markDirectory(folder)
         dirty.markReplacement(folder + "/" + LogFileName.partitionMetadata, PartitionMetadata.encode(topicID))
+        if !leaderEpochs.entries.isEmpty { markEpochsDirty() }
     }
 
     /// Reserves blocks ahead of a busy segment's end: appends then only fill them (engine notes: 0.106

@@ -1,0 +1,92 @@
+import MartletLogModel
+import MartletSimulatorKit
+import MartletStorage
+import Testing
+
+@Suite struct TruncationTests {
+    private func filled(_ disk: SimulatedDisk, from start: Int64 = 0) throws -> (SimulatedDirectory, SimulatedLog) {
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory, .small(segmentBytes: 400))
+        if start > 0 { try log.restart(at: Offset(start)) }
+        for index in 0..<6 as Range<Int32> {
+            try Fixture.append(
+                log, Fixture.batch(count: 3, bytes: 20, seed: UInt64(index), producer: (1, 0, index * 3)), epoch: index / 2)
+        }
+        try directory.writeCheckpoints()
+        return (directory, log)
+    }
+
+    @Test func `an epoch begins where its leader found the log, records or none`() throws {
+        let disk = SimulatedDisk()
+        let (_, log) = try filled(disk)
+        let end = log.logEndOffset
+        log.beginEpoch(LeaderEpoch(7))
+        #expect(log.leaderEpochs.latest == LeaderEpoch(7))
+        #expect(log.leaderEpochs.endOffset(for: LeaderEpoch(2), logEnd: end)?.endOffset == end)
+        log.beginEpoch(LeaderEpoch(6))
+        #expect(log.leaderEpochs.latest == LeaderEpoch(7), "an older one changes nothing")
+        try Fixture.append(log, Fixture.batch(), epoch: 7)
+        let again = try Fixture.log(Fixture.directory(disk.crashed(seed: 0)), .small(segmentBytes: 400))
+        #expect(again.leaderEpochs == log.leaderEpochs)
+        // The follower's part: the leader knows nothing of that epoch.
+        try log.truncate(to: end)
+        #expect(log.leaderEpochs.latest == LeaderEpoch(2))
+        log.beginEpoch(LeaderEpoch(9))
+        try log.truncate(to: end)
+        #expect(log.leaderEpochs.latest == LeaderEpoch(2), "nor of one without a record")
+    }
+
+    @Test func `an epoch that begins before the first record is in the file with it`() throws {
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk))
+        log.beginEpoch(LeaderEpoch(4))
+        try Fixture.append(log, Fixture.batch(), epoch: 4)
+        #expect(disk.content("/data/orders-0/leader-epoch-checkpoint") != nil)
+        let again = try Fixture.log(Fixture.directory(disk.crashed(seed: 0)))
+        #expect(again.leaderEpochs.entries.map(\.startOffset) == [.zero])
+        #expect(again.leaderEpochs.latest == LeaderEpoch(4))
+    }
+
+    @Test(arguments: [5, 10, 18, 500] as [Int64])
+    func `a new beginning leaves nothing, wherever it is`(start: Int64) throws {
+        let disk = SimulatedDisk()
+        let (directory, log) = try filled(disk, from: 10)
+        #expect(log.logStartOffset == Offset(10) && log.logEndOffset == Offset(28))
+        try log.restart(at: Offset(start))
+        for log in [log] + (try (0..<6 as Range<UInt64>).map { seed in
+            try Fixture.log(Fixture.directory(disk.crashed(seed: seed)), .small(segmentBytes: 400))
+        }) {
+            #expect(log.logStartOffset == Offset(start) && log.logEndOffset == Offset(start))
+            #expect(log.flushedEndOffset == Offset(start) && log.damage == nil)
+            #expect(log.leaderEpochs.entries.isEmpty && log.producers.entries.isEmpty)
+        }
+        try Fixture.append(log, Fixture.batch(producer: (1, 3, 0)), epoch: 12)
+        try directory.writeCheckpoints()
+        let again = try Fixture.log(Fixture.directory(disk.crashed(seed: 0)), .small(segmentBytes: 400))
+        #expect(try Fixture.offsets(Fixture.readAll(again)) == [start])
+        #expect(again.producers.entries[1]?.epoch == 3 && again.leaderEpochs.latest == LeaderEpoch(12))
+    }
+
+    @Test(arguments: [5, 500] as [Int64])
+    func `a power cut amid a new beginning leaves a whole log, with less or empty`(start: Int64) throws {
+        for stop in 0..<200 {
+            let disk = SimulatedDisk()
+            let (_, log) = try filled(disk, from: 10)
+            // Some records are below the log start, in a segment that stays.
+            try #require(try log.deleteRecords(before: Offset(12), highWatermark: log.logEndOffset)).run()
+            try log.adoptLogStart(now: Fixture.now)
+            disk.stop(afterOperations: stop)
+            let isDone = (try? log.restart(at: Offset(start))) != nil
+            for seed in 0..<6 as Range<UInt64> {
+                let again = try Fixture.log(Fixture.directory(disk.crashed(seed: seed)), .small(segmentBytes: 400))
+                let problem = "stop \(stop) image \(seed): \(again.logStartOffset)..<\(again.logEndOffset)"
+                #expect(again.damage == nil, "\(problem)")
+                let ends = try Fixture.readAll(again).isEmpty ? [start, 12] : [12]
+                #expect(ends.contains(again.logStartOffset.rawValue), "\(problem)")
+                if isDone { #expect(again.logStartOffset == Offset(start) && again.logEndOffset == Offset(start)) }
+            }
+            if isDone { return }
+        }
+        Issue.record("the new beginning never finished")
+    }
+}
