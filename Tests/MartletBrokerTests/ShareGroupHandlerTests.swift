@@ -351,6 +351,34 @@ private final class ShareClient {
         }
     }
 
+    @Test func `what a fetch says of an earlier delivery is not taken for the one it gets`() async throws {
+        try await withMembers(["a", "b"], settings: Self.quick) { _, client, topic, members in
+            let (a, b) = (members[0], members[1])
+            try produce(client, ["v0"])
+            #expect(try a.fetch() == ["0:v0:1"])
+            // Its lock ends; the other one gives the record back.
+            #expect(try b.fetch(wait: 20_000) == ["0:v0:2"])
+            #expect(try b.code(topic, [(0, 0, [2])]) == .none)
+            var request = a.request()
+            var entry = ShareFetchRequest.FetchTopic()
+            entry.topicID = topic
+            var partition = ShareFetchRequest.FetchPartition()
+            partition.partitionIndex = 0
+            var late = ShareFetchRequest.AcknowledgementBatch()
+            late.firstOffset = 0
+            late.lastOffset = 0
+            late.acknowledgeTypes = [1]
+            partition.acknowledgementBatches = [late]
+            entry.partitions = [partition]
+            request.topics = [entry]
+            let response = try a.call(request)
+            let answer = response.responses.first?.partitions.first
+            #expect(ErrorCode(rawValue: answer?.acknowledgeErrorCode ?? 0) == .invalidRecordState)
+            #expect(try a.values(response) == ["0:v0:3"])
+            #expect(try a.code(topic, [(0, 0, [1])]) == .none)
+        }
+    }
+
     @Test func `groups that read committed see no open and no aborted transaction`() async throws {
         try await withMembers(["a"], config: ["share.isolation.level": "read_committed"]) {
             _, client, topic, members in

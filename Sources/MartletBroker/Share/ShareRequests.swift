@@ -107,7 +107,7 @@ enum ShareRequests {
             let member = key.member
             let acknowledgements = entry.acknowledgements
             let blank = outcome
-            context.services.loops.loop(of: partition, near: context.loop).post { loop in
+            let take: @Sendable (BrokerLoop) -> Void = { loop in
                 guard let shell = loop.sharePartitions.existing(id) else {
                     var outcome = blank
                     outcome.code = .invalidRecordState
@@ -121,6 +121,10 @@ enum ShareRequests {
                     promise.succeed(outcome)
                 }
             }
+            // Before the fetch of the same request, which on this loop runs at once: what it acquires is not what the
+            // member speaks of.
+            let target = context.services.loops.loop(of: partition, near: context.loop)
+            if target === context.loop { take(target) } else { target.post(take) }
             return promise.futureResult
         }
         return EventLoopFuture.whenAllSucceed(futures, on: eventLoop)
