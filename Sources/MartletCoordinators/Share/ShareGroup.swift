@@ -162,9 +162,10 @@ struct ShareGroup {
         response.memberEpoch = member.epoch
         response.heartbeatIntervalMs =
             outbox.configuration.share.settings(of: id).heartbeatIntervalMilliseconds
-        // The assignment goes to who does not know it: after a change, and to who told everything about itself.
+        // The assignment goes to who does not know it: after a change, to who told everything about itself, and to who
+        // has not heard of its epoch, which a request may have raised that was given up and arrived late.
         if request.memberEpoch == Self.joinEpoch || request.subscribedTopicNames != nil
-            || before?.assigned != member.assigned
+            || request.memberEpoch != before?.epoch || before?.assigned != member.assigned
         {
             response.assignment = Self.assignment(member.assigned)
         }
