@@ -201,6 +201,28 @@ extension AcquiredRecords {
         #expect(share.core.startOffset == 5)
     }
 
+    @Test func `an acknowledgement of what is before the start is good once that start is written`() {
+        var settings = ShareGroupSettings()
+        settings.deliveryCountLimit = 2
+        let share = SharePartitionHarness(settings: settings)
+        _ = share.acquire("a", [0...0])
+        share.handle(.released(member: "a"))
+        #expect(share.acquire("a", [0...0]) == [AcquiredRecords(0...0, 2)])
+        // Its last lock ends, and the write that says so fails: a restart would deliver it again.
+        share.writesAtOnce = false
+        share.advance(40_000)
+        #expect(share.core.startOffset == 1)
+        share.endWrite(.coordinatorNotAvailable)
+        #expect(share.acknowledge("a", 0...0, .accept) == nil)
+        #expect(share.writes.map(\.update.startOffset) == [1])
+        share.endWrite(.coordinatorNotAvailable)
+        #expect(share.answers.values.map(\.code) == [.coordinatorNotAvailable])
+        #expect(share.acknowledge("a", 0...0, .accept) == nil)
+        share.endWrite()
+        #expect(share.answers.values.contains { $0.code == .none })
+        #expect(share.written.last == ShareStateUpdate(startOffset: 1, deliveryCompleteCount: 0, batches: []))
+    }
+
     @Test func `a session that ends frees all that its member holds`() {
         let share = SharePartitionHarness()
         _ = share.acquire("a", [0...4])

@@ -306,7 +306,9 @@ package struct SharePartition: Sendable {
                 apply(type, max(first, startOffset), last, token, now, &batches)
             }
         }
-        guard !batches.isEmpty else {
+        // What lies before the start is done with, but what moved the start there may not be written, or may have
+        // failed to be: the answer says that the records do not come again, and waits for a write that says so too.
+        guard !batches.isEmpty || acknowledgements.contains(where: { $0.firstOffset < startOffset }) else {
             mergeRuns()
             effects.append(.respond(id, .none, nil))
             return
