@@ -308,9 +308,80 @@ import Testing
         expect([], history([torn[0], operation(3, .committed(GroupOffset("g", here, -1))), torn[1]]))
     }
 
+    // MARK: Share groups
+
+    private func acquired(_ first: Int64, _ last: Int64, count: Int = 1, lock: Int64 = 1) -> Step {
+        .acquired(group: "s", here, first: first, last: last, count: count, lockMilliseconds: lock)
+    }
+
+    private func settled(_ first: Int64, _ last: Int64, _ kind: Settlement) -> Step {
+        .settled(group: "s", here, first: first, last: last, kind)
+    }
+
+    @Test func `a share group delivers what was accepted`() {
+        let accepted = [operation(1, acquired(0, 4)), operation(1, settled(0, 2, .accept))]
+        expect([.deliveredAgain], history(accepted + [operation(2, acquired(2, 2, count: 2))]))
+        expect([], history(accepted + [operation(1, settled(3, 4, .release)), operation(2, acquired(3, 4, count: 2))]))
+        // Asked for before the acceptance was answered.
+        expect([], history(accepted + [operation(2, at: 12...30, acquired(2, 2, count: 2))]))
+        // Nobody knows whether it was accepted.
+        expect(
+            [],
+            history([
+                operation(1, acquired(0, 4)), operation(1, .unknown, settled(0, 2, .accept)),
+                operation(2, acquired(2, 2, count: 2)),
+            ]))
+    }
+
+    @Test func `two members of a share group hold a record`() {
+        let held = operation(1, at: 0...10, acquired(0, 4))
+        expect([.twoHolders], history([held, operation(2, at: 500...600, acquired(4, 5, count: 2))]))
+        // Its lock is over.
+        expect([], history([held, operation(2, at: 999_990...1_000_001, acquired(4, 5, count: 2))]))
+        // Its session is over.
+        expect(
+            [],
+            history([
+                held, operation(1, at: 300...400, .sessionEnded(group: "s")),
+                operation(2, at: 500...600, acquired(4, 5, count: 2)),
+            ]))
+        // It gave it back.
+        expect(
+            [],
+            history([
+                held, operation(1, .unknown, transaction: false, at: 300...400, [settled(0, 4, .release)]),
+                operation(2, at: 350...600, acquired(4, 5, count: 2)),
+            ]))
+    }
+
+    @Test func `a share group delivers too often`() {
+        expect([.deliveredTooOften], history([operation(1, acquired(0, 0, count: 6))]))
+        expect([], history([operation(1, acquired(0, 0, count: 5))]))
+    }
+
+    @Test func `a share group passes a record over`() {
+        let read = operation(9, poll((here, 0, 1), (here, 1, 2)))
+        let first = [operation(1, acquired(0, 0)), operation(1, settled(0, 0, .accept)), read]
+        expect([.notDelivered], history(first, isComplete: true))
+        expect([], history(first))
+        let second = [operation(1, acquired(1, 1, count: 2)), operation(1, settled(1, 1, .reject))]
+        expect([], history(first + second, isComplete: true))
+        // Released, and not delivered again although the limit is not reached.
+        let released = [operation(1, acquired(1, 1, count: 2)), operation(1, settled(1, 1, .release))]
+        expect([.notDelivered], history(first + released, isComplete: true))
+        expect(
+            [], history(first + released + [operation(2, acquired(1, 1, count: 5))], isComplete: true))
+    }
+
+    @Test func `what was deleted need not be read`() {
+        let sent = operation(1, .send(here, value: 1, offset: 0))
+        expect([.unseen], history([sent], isComplete: true))
+        expect([], history([sent, operation(2, .deleted(topic: "t"))], isComplete: true))
+    }
+
     @Test func `every anomaly has a history above`() {
         // Adding one without its test is noticed here.
-        #expect(Anomaly.allCases.count == 17)
+        #expect(Anomaly.allCases.count == 21)
     }
 }
 
@@ -326,6 +397,9 @@ import Testing
                         .send(place, value: 8, offset: 2), .poll([SeenRecord(place, 1, 2), SeenRecord(place, 3, 4)]),
                         .commit(GroupOffset("g\"1", place, 6)), .committed(GroupOffset("g", place, -1)),
                         .hold(group: "g", member: "m", epoch: 3, places: [place]),
+                        .acquired(group: "g", place, first: 1, last: 4, count: 2, lockMilliseconds: 30_000),
+                        .settled(group: "g", place, first: 1, last: 3, .release), .sessionEnded(group: "g"),
+                        .deleted(topic: "a-b"),
                     ]),
                 MartletChecker.Operation(process: 2, start: 10, end: 11, outcome: .failed, steps: []),
             ], isComplete: true)
@@ -338,6 +412,7 @@ import Testing
         let bad = [
             "{", "[]", "{\"process\":1}", "{\"process\":1,\"start\":1,\"end\":2,\"outcome\":\"ok\",\"steps\":[{\"x\":1}]}",
             "{\"process\":1,\"start\":1,\"end\":2,\"outcome\":\"ok\",\"steps\":[[\"send\",\"t\",1,2]]}",
+            "{\"process\":1,\"start\":1,\"end\":2,\"outcome\":\"ok\",\"steps\":[[\"settled\",\"g\",\"t-0\",1,2,\"eat\"]]}",
         ]
         for line in bad {
             #expect(throws: HistoryFileError.self) { try HistoryFile.decode("\n" + line) }

@@ -42,6 +42,24 @@ import Testing
         await expectFound(.lastStableOffset)
     }
 
+    @Test(.timeLimit(.minutes(5))) func `without verification a late Produce of the first protocol is noticed`() async {
+        await expectFound(.transactionVerification)
+    }
+
+    @Test(.timeLimit(.minutes(5))) func `without an epoch for each transaction a late EndTxn is noticed`() async {
+        await expectFound(.epochBumpOnEnd)
+    }
+
+    @Test(.timeLimit(.minutes(5)), arguments: UInt64(0)..<3)
+    func `flipped bits are refused, and all else is there as it was`(seed: UInt64) async {
+        var options = SimulationOptions(seed: seed)
+        options.minutes = 2
+        options.rots = true
+        let result = await Simulation.run(options)
+        #expect(result.problems.isEmpty, "simulator trace \(seed) --minutes 2 --rot")
+        #expect(result.faults["bit flip", default: 0] > 0)
+    }
+
     private func expectFound(_ rule: SuspendedRules) async {
         for seed: UInt64 in 0..<10 {
             var options = SimulationOptions(seed: seed)

@@ -35,6 +35,15 @@ package enum Anomaly: String, CaseIterable, Comparable, Sendable {
     /// Of a transaction the records are visible and the offsets are not (I14).
     case tornTransaction = "torn-transaction"
 
+    /// A record was delivered after its acceptance or rejection by a share group was answered.
+    case deliveredAgain = "delivered-again"
+    /// Two members of a share group held a record at the same time, or one of them twice.
+    case twoHolders = "two-holders"
+    /// A share group delivered a record more often than its limit allows.
+    case deliveredTooOften = "delivered-too-often"
+    /// At the end of a complete history a share group has neither settled a record nor given it up.
+    case notDelivered = "not-delivered"
+
     package static func < (left: Self, right: Self) -> Bool {
         order(left) < order(right)
     }

@@ -19,6 +19,7 @@ package enum Checker {
         findings += ReadCycles.check(history, log)
         findings += GroupChecks.owners(history)
         findings += GroupChecks.offsets(history, log)
+        findings += ShareChecks.check(history, log)
         findings.sort { ($0.anomaly, $0.operations.first ?? 0) < ($1.anomaly, $1.operations.first ?? 0) }
         return CheckResult(findings: findings, counts: counts(history))
     }
@@ -43,7 +44,7 @@ package enum Checker {
                 case .poll(let records): counts.polledRecords += records.count
                 case .commit: counts.offsetCommits += 1
                 case .rebalanced: counts.rebalances += 1
-                case .subscribe, .assign, .committed, .hold: break
+                case .subscribe, .assign, .committed, .hold, .acquired, .settled, .sessionEnded, .deleted: break
                 }
             }
         }
@@ -82,6 +83,7 @@ struct ObservedLog {
     private(set) var sightings: [ValueKey: [Sighting]] = [:]
     private(set) var sends: [Send] = []
     private(set) var senders: [ValueKey: [Int]] = [:]
+    private var deletedTopics: Set<String> = []
 
     init(_ history: History) {
         self.history = history
@@ -113,7 +115,10 @@ struct ObservedLog {
                         sightings[ValueKey(topic: record.place.topic, value: record.value), default: []].append(
                             Sighting(place: record.place, offset: record.offset, operation: index))
                     }
-                case .subscribe, .assign, .rebalanced, .commit, .committed, .hold:
+                case .deleted(let topic):
+                    deletedTopics.insert(topic)
+                case .subscribe, .assign, .rebalanced, .commit, .committed, .hold, .acquired, .settled,
+                    .sessionEnded:
                     break
                 }
             }
@@ -177,6 +182,7 @@ struct ObservedLog {
 
     func unseen() -> [Finding] {
         unseenSends.filter { send in
+            if deletedTopics.contains(send.place.topic) { return false }
             guard let offset = send.offset, let highest = visibleOffsets[send.place]?.last else { return true }
             return offset >= highest
         }.map { send in
@@ -260,7 +266,7 @@ enum PollOrder {
                                     operations: isInner ? [index] : [before.operation, index]))
                         }
                     }
-                case .commit, .committed, .hold:
+                case .commit, .committed, .hold, .acquired, .settled, .sessionEnded, .deleted:
                     break
                 }
             }

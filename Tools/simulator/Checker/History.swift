@@ -112,4 +112,20 @@ package enum Step: Equatable, Sendable {
     /// The broker accepted something of a group's member that holds these partitions. A member that was given up
     /// and has come back is another one.
     case hold(group: String, member: String, epoch: Int, places: [Place])
+    /// A member of a share group (KIP-932) got these records, the last included, for so many milliseconds; the
+    /// count says how often they were delivered with this time. Of an operation of unknown outcome: an answer that
+    /// may have held records was lost.
+    case acquired(group: String, Place, first: Int64, last: Int64, count: Int, lockMilliseconds: Int64)
+    /// It said what became of them.
+    case settled(group: String, Place, first: Int64, last: Int64, Settlement)
+    /// Its session is over, at the latest when the operation ended and at the earliest when it began: it holds
+    /// nothing any more.
+    case sessionEnded(group: String)
+    /// The topic was deleted: what nobody has read of it is gone for good.
+    case deleted(topic: String)
+}
+
+/// What a member of a share group says of records.
+package enum Settlement: String, Equatable, Sendable {
+    case accept, release, reject
 }

@@ -14,8 +14,10 @@ package struct HistoryFileError: Error, CustomStringConvertible {
 ///
 /// Steps are arrays that start with their kind: `["subscribe","t"…]`, `["assign","t-0",4]`, `["rebalanced"]`,
 /// `["send","t-0",value,offset or null]`, `["poll",["t-0",offset,value]…]`, `["commit","group","t-0",offset]`,
-/// `["committed","group","t-0",offset]`, `["hold","group","member",epoch,"t-0"…]`. `outcome` is `ok`, `fail` or
-/// `info`; times are nanoseconds of one clock.
+/// `["committed","group","t-0",offset]`, `["hold","group","member",epoch,"t-0"…]`,
+/// `["acquired","group","t-0",first,last,count,lockMilliseconds]`, `["settled","group","t-0",first,last,"accept"]`,
+/// `["sessionEnded","group"]`, `["deleted","t"]`. `outcome` is `ok`, `fail` or `info`; times are nanoseconds of one
+/// clock.
 package enum HistoryFile {
     package static func encode(_ history: History) -> String {
         var text = ""
@@ -44,6 +46,12 @@ package enum HistoryFile {
         case .hold(let group, let member, let epoch, let places):
             "[\"hold\",\(quoted(group)),\(quoted(member)),\(epoch)"
                 + places.map { "," + quoted($0.description) }.joined() + "]"
+        case .acquired(let group, let place, let first, let last, let count, let lock):
+            "[\"acquired\",\(quoted(group)),\(quoted(place.description)),\(first),\(last),\(count),\(lock)]"
+        case .settled(let group, let place, let first, let last, let kind):
+            "[\"settled\",\(quoted(group)),\(quoted(place.description)),\(first),\(last),\(quoted(kind.rawValue))]"
+        case .sessionEnded(let group): "[\"sessionEnded\",\(quoted(group))]"
+        case .deleted(let topic): "[\"deleted\",\(quoted(topic))]"
         }
     }
 
@@ -142,6 +150,19 @@ package enum HistoryFile {
             return .hold(
                 group: try text(1), member: try text(2), epoch: Int(try number(3)),
                 places: try items.indices.dropFirst(4).map { try place(text($0)) })
+        case "acquired":
+            return .acquired(
+                group: try text(1), try place(text(2)), first: try number(3), last: try number(4),
+                count: Int(try number(5)), lockMilliseconds: try number(6))
+        case "settled":
+            guard let kind = Settlement(rawValue: try text(5)) else {
+                throw Problem("step \(items): records are accepted, released or rejected")
+            }
+            return .settled(group: try text(1), try place(text(2)), first: try number(3), last: try number(4), kind)
+        case "sessionEnded":
+            return .sessionEnded(group: try text(1))
+        case "deleted":
+            return .deleted(topic: try text(1))
         case let kind:
             throw Problem("no step is called '\(kind)'")
         }

@@ -16,10 +16,12 @@ import Synchronization
 /// Deterministic: the same operations and the same seed give the same image.
 package struct SimulatedDisk: Disk {
     package static let sectorBytes = 512
+    /// A capacity that nobody fills.
+    package static let unlimited = 1 << 40
     private let core: Core
 
     /// - Parameter capacity: bytes that all files together may use.
-    package init(capacity: Int = 1 << 40) {
+    package init(capacity: Int = unlimited) {
         core = Core(State(capacity: capacity))
     }
 

@@ -54,11 +54,15 @@ extension SimulatedDisk {
 
         func lookup(_ path: String) -> Int? {
             var id = Self.rootID
-            for part in path.split(separator: "/") {
-                guard let next = nodes[id]?.entries[String(part)] else { return nil }
+            var rest = path.utf8[...]
+            while true {
+                while rest.first == UInt8(ascii: "/") { rest.removeFirst() }
+                if rest.isEmpty { return id }
+                let end = rest.firstIndex(of: UInt8(ascii: "/")) ?? rest.endIndex
+                guard let next = nodes[id]?.entries[String(Substring(rest[..<end]))] else { return nil }
                 id = next
+                rest = rest[end...]
             }
-            return id
         }
 
         func isDirectory(_ id: Int) -> Bool { nodes[id]?.isDirectory ?? false }
@@ -146,8 +150,8 @@ extension SimulatedDisk {
                 nodes[id] = node
             }
             var count = bytes.count
-            if offset + count > have {
-                // Space is only looked at when a file grows.
+            if offset + count > have, capacity < SimulatedDisk.unlimited {
+                // Space is only looked at when a file grows and there is a limit.
                 if knownUsed == nil {
                     nodes[id] = node
                     knownUsed = countUsed()

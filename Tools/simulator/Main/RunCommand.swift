@@ -20,6 +20,9 @@ struct RunCommand: AsyncParsableCommand {
     @Option(help: "Name of a rule to suspend, as `mutations` lists them.")
     var suspend: String?
 
+    @Flag(help: "At the end bits flip in what is stored, and everything is read again.")
+    var rot = false
+
     @Option(help: "Stop after this many failed seeds.")
     var failures = 20
 
@@ -32,6 +35,7 @@ struct RunCommand: AsyncParsableCommand {
             var options = SimulationOptions(seed: seed)
             options.minutes = minutes
             options.rules = rules
+            options.rots = rot
             let result = await Simulation.run(options)
             summary.add(result, minutes: minutes)
             report(result)

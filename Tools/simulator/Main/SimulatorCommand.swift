@@ -42,6 +42,9 @@ struct TraceCommand: AsyncParsableCommand {
     @Option(help: "Name of a rule to suspend.")
     var suspend: String?
 
+    @Flag(help: "At the end bits flip in what is stored, and everything is read again.")
+    var rot = false
+
     @Flag(help: "Print the history as JSON lines instead, as `check` reads it.")
     var history = false
 
@@ -50,6 +53,7 @@ struct TraceCommand: AsyncParsableCommand {
         options.minutes = minutes
         options.traces = !history
         options.rules = try RunCommand.rule(suspend)
+        options.rots = rot
         let result = await Simulation.run(options) { print($0) }
         if history { return print(HistoryFile.encode(result.history), terminator: "") }
         for problem in result.problems { print("PROBLEM \(problem)") }

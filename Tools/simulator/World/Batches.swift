@@ -75,6 +75,10 @@ final class FetchingReader {
     private let world: World
     private let link: ClientLink
     private let random: SimulationRandom
+    /// Topics go by their ids (Fetch 13): one that is created anew is another one.
+    var usesIDs = false
+    /// Called when what is stored turns out to be damaged, by the broker or by its checksum. Nil where it must not.
+    var damaged: ((Place) -> Void)?
     /// Offset of the next record of each partition read.
     var positions: [Place: Int64] = [:]
     /// Partitions where nothing was left at the last look, and no transaction was open.
@@ -97,6 +101,7 @@ final class FetchingReader {
         for topic in Set(positions.keys.map(\.topic)).sorted() {
             var part = FetchRequest.FetchTopic()
             part.topic = topic
+            part.topicID = world.topicIDs[topic] ?? .zero
             part.partitions = positions.keys.filter { $0.topic == topic }.sorted().map { place in
                 var partition = FetchRequest.FetchPartition()
                 partition.partition = Int32(place.partition)
@@ -110,15 +115,16 @@ final class FetchingReader {
         let start = world.now
         let response: FetchResponse
         do {
-            response = try await link.ask(request, version: 12)
+            response = try await link.ask(request, version: usesIDs ? 13 : 12)
         } catch {
             if case .malformed(let cause) = error { world.fail("malformed-response", "Fetch: \(cause)") }
             return []
         }
         var records: [SeenRecord] = []
         for topic in response.responses {
+            let name = usesIDs ? world.topicNames[topic.topicID] ?? "?" : topic.topic
             for partition in topic.partitions {
-                let place = Place(topic.topic, Int(partition.partitionIndex))
+                let place = Place(name, Int(partition.partitionIndex))
                 guard let position = asked[place], positions[place] == position else { continue }
                 records += take(partition, place, position, start)
             }
@@ -131,11 +137,15 @@ final class FetchingReader {
     ) -> [SeenRecord] {
         let code = ErrorCode(rawValue: partition.errorCode)
         guard code == .none else {
-            if !code.asksForPatience {
+            let isExpected = code == .unknownTopicID && world.deletions[place.topic] != nil
+            if let damaged, code == .kafkaStorageError || code == .corruptMessage {
+                damaged(place)
+            } else if !code.asksForPatience, !isExpected {
                 world.fail("fetch-error", "\(place) at \(position): \(code.name)")
             }
             return []
         }
+        world.checkExists(place.topic, askedAt: start)
         world.observe(
             place, highWatermark: partition.highWatermark, lastStable: partition.lastStableOffset, askedAt: start)
         do {
@@ -153,7 +163,11 @@ final class FetchingReader {
             }
             return records
         } catch {
-            world.fail("unreadable-batch", "\(place) from \(position): \(error)")
+            if let damaged {
+                damaged(place)
+            } else {
+                world.fail("unreadable-batch", "\(place) from \(position): \(error)")
+            }
             return []
         }
     }

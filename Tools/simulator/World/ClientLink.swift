@@ -16,12 +16,16 @@ enum LinkFailure: Error {
 /// needed, and is given up when an answer is late.
 final class ClientLink {
     static let defaultTimeout: Int64 = 5_000
+    /// How long a connection that was given up stays after its request has arrived, in nanoseconds.
+    private static let lateConnectionLife: Int64 = 3_000_000_000
 
     private let world: World
     private let name: String
     /// What was sent before a connection is given up may arrive later. Under the first transaction protocol a late
     /// EndTxn ends the producer's next transaction, which no broker can prevent (KIP-890): there it must not.
     private let lingers: Bool
+    /// Called when a connection has ended, whoever ended it.
+    var ended: () -> Void = {}
     private var connection: VirtualConnection?
     private var unread = ByteBuffer()
     private var waiting: [(correlation: Int32, settle: (Result<ByteBuffer, LinkFailure>) -> Void)] = []
@@ -44,6 +48,7 @@ final class ClientLink {
             connection.close()
         } else {
             self.connection = nil
+            ended()
             connection.breakDown(delivering: false)
         }
     }
@@ -98,6 +103,22 @@ final class ClientLink {
         try await start(request, version: version, timeoutMilliseconds: timeoutMilliseconds).value()
     }
 
+    /// Sends a request over a connection of its own that is slow: it arrives when its client has long given it up
+    /// and gone on, as after a time-out and a new connection. Nobody waits for the answer.
+    func sendLate<Request: KafkaRequest>(_ request: Request, version: Int16, afterNanoseconds delay: Int64) {
+        guard let connection = world.network.connect(name + "-late") else { return }
+        let bytes: ByteBuffer
+        do {
+            bytes = try Self.frame(request, version, 1, name)
+        } catch {
+            preconditionFailure("a client's own request cannot be encoded: \(error)")
+        }
+        world.trace.note("ghost", "\(name) #\(connection.id) \(Request.apiKey) v\(version)")
+        connection.stall(until: world.now + delay)
+        connection.send(bytes)
+        world.scheduler.after(delay + Self.lateConnectionLife) { connection.close() }
+    }
+
     private func openConnection() -> VirtualConnection? {
         if let connection { return connection }
         guard let opened = world.network.connect(name) else { return nil }
@@ -114,6 +135,7 @@ final class ClientLink {
     }
 
     private func abandon(_ failure: LinkFailure) {
+        if connection != nil { ended() }
         connection = nil
         let gone = waiting
         waiting = []

@@ -56,8 +56,8 @@ class GroupReader: Client, @unchecked Sendable {
     private var isNew = true
 
     init(
-        _ world: World, process: Int, name: String, group: String, protocol kind: GroupProtocol, topic: String,
-        partitionCount: Int
+        _ world: World, process: Int, name: String, group: String, protocol kind: GroupProtocol,
+        style: ClassicStyle, topic: String, partitionCount: Int
     ) {
         let random = world.stream("\(name) \(process)")
         let link = ClientLink(world, "\(name)-\(process)")
@@ -68,7 +68,7 @@ class GroupReader: Client, @unchecked Sendable {
             case .classic:
                 ClassicMembership(
                     world, process: process, link: coordinator, random: random, group: group, topic: topic,
-                    partitionCount: partitionCount)
+                    partitionCount: partitionCount, style: style)
             case .consumer:
                 ConsumerMembership(
                     world, process: process, link: coordinator, random: random, group: group, topic: topic,
@@ -172,8 +172,8 @@ final class Copier: GroupReader, @unchecked Sendable {
     private let targetCount: Int
 
     init(
-        _ world: World, process: Int, group: String, protocol kind: GroupProtocol, generation: TransactionGeneration,
-        source: String, sourceCount: Int, target: String, targetCount: Int
+        _ world: World, process: Int, group: String, protocol kind: GroupProtocol, style: ClassicStyle,
+        generation: TransactionGeneration, source: String, sourceCount: Int, target: String, targetCount: Int
     ) {
         self.target = target
         self.targetCount = targetCount
@@ -183,7 +183,7 @@ final class Copier: GroupReader, @unchecked Sendable {
             coordinator: ClientLink(world, "copier-\(process)-txn", lingers: generation == .second),
             data: ClientLink(world, "copier-\(process)-data"), random)
         super.init(
-            world, process: process, name: "copier", group: group, protocol: kind, topic: source,
+            world, process: process, name: "copier", group: group, protocol: kind, style: style, topic: source,
             partitionCount: sourceCount)
     }
 
@@ -211,7 +211,8 @@ final class Copier: GroupReader, @unchecked Sendable {
         if result == .acknowledged {
             let offsets = reader.positions.filter { before[$0.key] != $0.value }
             result = await session.commit(
-                offsets, group: membership.group, member: membership.memberID, epoch: membership.epoch)
+                offsets, group: membership.group, member: membership.memberID, instance: membership.instanceID,
+                epoch: membership.epoch)
             steps += offsets.sorted { $0.key < $1.key }.map { .commit(GroupOffset(membership.group, $0.key, $0.value)) }
         }
         // Its session ends, its transaction not yet: whoever takes over must wait for these offsets.

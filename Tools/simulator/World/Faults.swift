@@ -42,11 +42,19 @@ final class Faults {
             count("kill")
             broker.crash(.process, afterOperations: random.int(0..<40))
             restartLater()
-        case 22..<42:
+        case 22..<30:
+            // Between decision, markers and completion of a transaction.
+            world.commitFault = { [unowned self] in
+                guard broker.isRunning, !broker.isDoomed, world.act == .play else { return }
+                count("power at commit")
+                broker.crash(.power(powerCut()), afterOperations: random.int(1..<12))
+                restartLater()
+            }
+        case 30..<44:
             count("power")
             broker.crash(.power(powerCut()), afterOperations: random.int(0..<40))
             restartLater()
-        case 42..<62:
+        case 44..<62:
             count("break")
             let all = random.chance(30)
             for connection in world.network.inOrder where all || random.chance(30) {
@@ -56,15 +64,19 @@ final class Faults {
             count("stall")
             let until = world.now + random.nanoseconds(500...20_000)
             for connection in world.network.inOrder where random.chance(35) { connection.stall(until: until) }
-        case 82..<90:
+        case 82..<86:
+            // The machine's clock is set, by up to an hour off its clients' (F25).
+            count("clock")
+            world.scheduler.wallClockOffset = Int64(random.int(-59 * 60_000..<59 * 60_000))
+        case 86..<91:
             count("slow disk")
             broker.diskSlowness = Int64(random.int(5..<200))
             world.scheduler.after(random.nanoseconds(1_000...15_000)) { self.broker.diskSlowness = 1 }
-        case 90..<96:
+        case 91..<96:
             count("full disk")
             let disk = broker.disk
             disk.setCapacity(disk.usedBytes + random.int(0..<4_000))
-            world.scheduler.after(random.nanoseconds(2_000...20_000)) { self.broker.disk.setCapacity(1 << 40) }
+            world.scheduler.after(random.nanoseconds(2_000...20_000)) { self.broker.disk.setCapacity(SimulatedDisk.unlimited) }
         case _:
             // A failed flush is final for the directory: the machine is looked after and starts again without what
             // was not on the medium.
@@ -100,9 +112,10 @@ final class Faults {
     /// Whatever is wrong is put right.
     func heal() {
         end = 0
+        world.commitFault = nil
         broker.spare()
         broker.diskSlowness = 1
         broker.disk.clearFaults()
-        broker.disk.setCapacity(1 << 40)
+        broker.disk.setCapacity(SimulatedDisk.unlimited)
     }
 }

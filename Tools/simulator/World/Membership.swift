@@ -17,6 +17,8 @@ class Membership {
     let topic: String
     let partitionCount: Int
     fileprivate(set) var memberID = ""
+    /// Of a static member (KIP-345): whoever joins under it takes its place.
+    var instanceID: String? { nil }
     /// Generation or member epoch.
     fileprivate(set) var epoch: Int32 = -1
     fileprivate(set) var places: Set<Place> = []
@@ -114,6 +116,7 @@ class Membership {
         request.groupID = group
         request.generationIDOrMemberEpoch = epoch
         request.memberID = memberID
+        request.groupInstanceID = instanceID
         var part = OffsetCommitRequest.OffsetCommitRequestTopic()
         part.name = topic
         part.partitions = offsets.sorted { $0.key < $1.key }.map { place, offset in
@@ -134,7 +137,11 @@ class Membership {
             } else if codes.allSatisfy({ $0 != .none && $0 != .requestTimedOut && $0 != .kafkaStorageError }) {
                 outcome = codes.allSatisfy { !$0.asksForPatience } ? .failed : .unknown
                 isMember = codes.allSatisfy(\.asksForPatience)
-                if codes.contains(.unknownMemberID) || codes.contains(.fencedMemberEpoch) { lost() }
+                if codes.contains(.unknownMemberID) || codes.contains(.fencedMemberEpoch)
+                    || codes.contains(.fencedInstanceID)
+                {
+                    lost()
+                }
                 nextHeartbeat = 0
             }
         } catch {
@@ -153,16 +160,46 @@ class Membership {
     fileprivate var isOfConsumerProtocol: Bool { false }
 }
 
-/// The classic protocol with the eager assignor `range` (KIP-394 joins in two steps).
+/// How members of a classic group behave.
+struct ClassicStyle {
+    /// Keep what they have while the group is rebalanced (KIP-429); otherwise they give everything up.
+    var isCooperative = false
+    /// Known by an instance id (KIP-345).
+    var isStatic = false
+
+    init(_ random: SimulationRandom) {
+        isCooperative = random.chance(50)
+        isStatic = random.chance(40)
+    }
+}
+
+/// The classic protocol (KIP-394 joins in two steps), eager or cooperative; assignments are the leader's.
 final class ClassicMembership: Membership {
+    private let style: ClassicStyle
+    /// It has begun to join again and has no new assignment yet, however long that takes.
+    private var isJoining = false
+
+    init(
+        _ world: World, process: Int, link: ClientLink, random: SimulationRandom, group: String, topic: String,
+        partitionCount: Int, style: ClassicStyle
+    ) {
+        self.style = style
+        super.init(
+            world, process: process, link: link, random: random, group: group, topic: topic,
+            partitionCount: partitionCount)
+    }
+
+    override var instanceID: String? { style.isStatic ? "instance-\(process)" : nil }
+
     override func tend(leaving: () async -> Void) async -> Bool {
-        if epoch < 0 { return await join() }
+        if epoch < 0 || isJoining { return await join(leaving) }
         guard world.now >= nextHeartbeat else { return false }
         let start = world.now
         var request = HeartbeatRequest()
         request.groupID = group
         request.generationID = epoch
         request.memberID = memberID
+        request.groupInstanceID = instanceID
         do {
             let code = ErrorCode(rawValue: try await link.ask(request, version: 4).errorCode)
             switch code {
@@ -171,8 +208,8 @@ final class ClassicMembership: Membership {
                 noteAccepted(since: start)
                 return false
             case .rebalanceInProgress:
-                await leaving()
-                return await join()
+                if !style.isCooperative { await leaving() }
+                return await join(leaving)
             case .unknownMemberID, .fencedInstanceID:
                 memberID = ""
                 lost()
@@ -190,32 +227,33 @@ final class ClassicMembership: Membership {
         }
     }
 
-    private func join() async -> Bool {
+    private func join(_ leaving: () async -> Void) async -> Bool {
         // The eager protocol: nothing is the member's from here on, and what it gets again is a tenure of its own.
-        if epoch >= 0 { lost() }
+        if epoch >= 0, !style.isCooperative { lost() }
+        isJoining = true
         var request = JoinGroupRequest()
         request.groupID = group
         request.sessionTimeoutMs = Self.sessionTimeoutMilliseconds
         request.rebalanceTimeoutMs = 8_000
         request.memberID = memberID
+        request.groupInstanceID = instanceID
         request.protocolType = "consumer"
         var option = JoinGroupRequest.JoinGroupRequestProtocol()
-        option.name = "range"
-        var subscription = ConsumerProtocolSubscription()
-        subscription.topics = [topic]
-        option.metadata = Self.encode(subscription)
+        option.name = style.isCooperative ? "cooperative-sticky" : "range"
+        option.metadata = subscription()
         request.protocols = [option]
         do {
             let answer = try await link.ask(request, version: 5, timeoutMilliseconds: 20_000)
             switch ErrorCode(rawValue: answer.errorCode) {
             case .none:
                 memberID = answer.memberID
-                return await sync(answer)
+                return await sync(answer, leaving)
             case .memberIDRequired:
                 memberID = answer.memberID
-                return await join()
+                return await join(leaving)
             case .unknownMemberID, .fencedInstanceID:
                 memberID = ""
+                if epoch >= 0 { lost() }
             case _:
                 break
             }
@@ -226,23 +264,23 @@ final class ClassicMembership: Membership {
         return true
     }
 
-    private func sync(_ joined: JoinGroupResponse) async -> Bool {
+    private func sync(_ joined: JoinGroupResponse, _ leaving: () async -> Void) async -> Bool {
         let start = world.now
         var request = SyncGroupRequest()
         request.groupID = group
         request.generationID = joined.generationID
         request.memberID = memberID
+        request.groupInstanceID = instanceID
         if joined.leader == memberID {
-            let members = joined.members.map(\.memberID).sorted()
-            request.assignments = members.enumerated().map { index, member in
+            request.assignments = assign(joined).sorted { $0.key < $1.key }.map { member, partitions in
                 var assignment = ConsumerProtocolAssignment()
                 var part = ConsumerProtocolAssignment.TopicPartition()
                 part.topic = topic
-                part.partitions = (0..<partitionCount).filter { $0 % members.count == index }.map { Int32($0) }
+                part.partitions = partitions.map { Int32($0) }
                 assignment.assignedPartitions = [part]
                 var item = SyncGroupRequest.SyncGroupRequestAssignment()
                 item.memberID = member
-                item.assignment = Self.encode(assignment)
+                item.assignment = Self.encode(assignment, version: 0)
                 return item
             }
         }
@@ -250,38 +288,120 @@ final class ClassicMembership: Membership {
             let answer = try await link.ask(request, version: 3, timeoutMilliseconds: 15_000)
             switch ErrorCode(rawValue: answer.errorCode) {
             case .none:
-                epoch = joined.generationID
-                places = Self.places(answer.assignment)
-                nextHeartbeat = world.now + Self.heartbeatInterval
-                noteAccepted(since: start)
+                return await take(
+                    Self.places(answer.assignment), generation: joined.generationID, since: start, leaving)
             case .unknownMemberID, .fencedInstanceID:
                 memberID = ""
+                if epoch >= 0 { lost() }
             case _:
+                // With the cooperative protocol what it has stays its own; it joins again.
                 break
             }
         } catch {
             if case .malformed(let cause) = error { world.fail("malformed-response", "SyncGroup: \(cause)") }
         }
+        nextHeartbeat = 0
         return true
+    }
+
+    private func take(
+        _ wanted: Set<Place>, generation: Int32, since start: Int64, _ leaving: () async -> Void
+    ) async -> Bool {
+        epoch = generation
+        nextHeartbeat = world.now + Self.heartbeatInterval
+        if !places.subtracting(wanted).isEmpty {
+            // Given up now, for others to get when the member has joined again.
+            noteAccepted(since: start)
+            await leaving()
+            guard epoch >= 0 else { return true }
+            places.formIntersection(wanted)
+            return await join(leaving)
+        }
+        isJoining = false
+        places = wanted
+        noteAccepted(since: start)
+        return true
+    }
+
+    // MARK: Assignment
+
+    private func subscription() -> ByteBuffer {
+        var subscription = ConsumerProtocolSubscription()
+        subscription.topics = [topic]
+        guard style.isCooperative else { return Self.encode(subscription, version: 0) }
+        var owned = ConsumerProtocolSubscription.TopicPartition()
+        owned.topic = topic
+        owned.partitions = places.map { Int32($0.partition) }.sorted()
+        subscription.ownedPartitions = owned.partitions.isEmpty ? [] : [owned]
+        subscription.generationID = epoch
+        return Self.encode(subscription, version: 2)
+    }
+
+    /// The leader's work: partitions by member.
+    private func assign(_ joined: JoinGroupResponse) -> [String: [Int]] {
+        let members = joined.members.map(\.memberID).sorted()
+        var result = Dictionary(uniqueKeysWithValues: members.map { ($0, [Int]()) })
+        guard style.isCooperative else {
+            for partition in 0..<partitionCount { result[members[partition % members.count]]?.append(partition) }
+            return result
+        }
+        // Who has a partition keeps it, up to its share; what is above that is nobody's until it has been given up.
+        var owners: [Int: (member: String, generation: Int32)] = [:]
+        for member in joined.members.sorted(by: { $0.memberID < $1.memberID }) {
+            guard let claim = Self.claim(member.metadata) else { continue }
+            for partition in claim.ownedPartitions.flatMap(\.partitions) {
+                if let known = owners[Int(partition)], known.generation >= claim.generationID { continue }
+                owners[Int(partition)] = (member.memberID, claim.generationID)
+            }
+        }
+        let share = (partitionCount + members.count - 1) / members.count
+        for partition in 0..<partitionCount {
+            if let owner = owners[partition]?.member {
+                if result[owner, default: []].count < share { result[owner, default: []].append(partition) }
+            } else if let least = members.min(by: {
+                (claims(owners, $0) + (result[$0]?.count ?? 0), $0) < (claims(owners, $1) + (result[$1]?.count ?? 0), $1)
+            }) {
+                result[least, default: []].append(partition)
+            }
+        }
+        return result
+    }
+
+    private func claims(_ owners: [Int: (member: String, generation: Int32)], _ member: String) -> Int {
+        owners.values.count { $0.member == member }
+    }
+
+    private static func claim(_ bytes: ByteBuffer) -> ConsumerProtocolSubscription? {
+        var reader = ProtocolReader(bytes)
+        do throws(DecodeError) {
+            let version: Int16 = try reader.integer()
+            return try ConsumerProtocolSubscription(reading: &reader, version: version)
+        } catch {
+            return nil
+        }
     }
 
     override func leave() async {
         guard epoch >= 0 else { return }
-        var request = LeaveGroupRequest()
-        request.groupID = group
-        var member = LeaveGroupRequest.MemberIdentity()
-        member.memberID = memberID
-        request.members = [member]
-        _ = link.start(request, version: 4)
+        // A static member only stops: its place is kept for its next life.
+        if !style.isStatic || world.act == .over {
+            var request = LeaveGroupRequest()
+            request.groupID = group
+            var member = LeaveGroupRequest.MemberIdentity()
+            member.memberID = memberID
+            member.groupInstanceID = instanceID
+            request.members = [member]
+            _ = link.start(request, version: 4)
+        }
         memberID = ""
         lost()
     }
 
-    private static func encode(_ value: some KafkaRecordData) -> ByteBuffer {
+    private static func encode(_ value: some KafkaRecordData, version: Int16) -> ByteBuffer {
         var writer = ProtocolWriter()
-        writer.integer(Int16(0))
+        writer.integer(version)
         do throws(EncodeError) {
-            try value.encode(into: &writer, version: 0)
+            try value.encode(into: &writer, version: version)
         } catch {
             preconditionFailure("a client's own subscription cannot be encoded: \(error)")
         }

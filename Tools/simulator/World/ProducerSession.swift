@@ -71,7 +71,7 @@ final class ProducerSession {
     ) async -> SendResult {
         guard let stamp else { return .gaveUp }
         while true {
-            var waves: [(indexes: [Int], reply: Reply<ProduceResponse>)] = []
+            var waves: [(indexes: [Int], askedAt: Int64, reply: Reply<ProduceResponse>)] = []
             // One batch per partition and request; the requests go out together.
             var left = batches.indices.filter { !batches[$0].isAcknowledged }
             while !left.isEmpty {
@@ -79,11 +79,12 @@ final class ProducerSession {
                 let wave = left.filter { taken.insert(batches[$0].place).inserted }
                 left.removeAll { wave.contains($0) }
                 let request = self.request(wave.map { batches[$0] }, stamp, transactionalID)
-                waves.append((wave, link.start(request, version: version)))
+                let askedAt = world.now
+                waves.append((wave, askedAt, link.start(request, version: version)))
             }
             var refusal: ErrorCode?
             var failed: Set<Place> = []
-            for (indexes, reply) in waves {
+            for (indexes, askedAt, reply) in waves {
                 let response: ProduceResponse
                 do {
                     response = try await reply.value()
@@ -94,13 +95,14 @@ final class ProducerSession {
                 }
                 for index in indexes {
                     let place = batches[index].place
-                    guard let part = Self.part(response, place) else {
+                    guard let part = part(response, place) else {
                         world.fail("missing-partition", "Produce answered without \(place)")
                         continue
                     }
                     let code = ErrorCode(rawValue: part.errorCode)
                     switch code {
                     case .none:
+                        world.checkExists(place.topic, askedAt: askedAt)
                         batches[index].isAcknowledged = true
                         if part.baseOffset >= 0 { batches[index].offset = part.baseOffset }
                     case .duplicateSequenceNumber:
@@ -122,6 +124,12 @@ final class ProducerSession {
         }
     }
 
+    /// Sends a batch that its client gives up at once and that arrives after a while.
+    func sendLate(_ batch: OutgoingBatch, transactionalID: String, version: Int16, afterNanoseconds delay: Int64) {
+        guard let stamp else { return }
+        link.sendLate(request([batch], stamp, transactionalID), version: version, afterNanoseconds: delay)
+    }
+
     private func request(_ batches: [OutgoingBatch], _ stamp: ProducerStamp, _ transactionalID: String?) -> ProduceRequest {
         var request = ProduceRequest()
         request.acks = -1
@@ -131,6 +139,7 @@ final class ProducerSession {
         for topic in Set(batches.map(\.place.topic)).sorted() {
             var part = ProduceRequest.TopicProduceData()
             part.name = topic
+            part.topicID = world.topicIDs[topic] ?? .zero
             part.partitionData = batches.filter { $0.place.topic == topic }.map { batch in
                 var partition = ProduceRequest.PartitionProduceData()
                 partition.index = Int32(batch.place.partition)
@@ -143,8 +152,12 @@ final class ProducerSession {
         return request
     }
 
-    private static func part(_ response: ProduceResponse, _ place: Place) -> ProduceResponse.PartitionProduceResponse? {
-        response.responses.first { $0.name == place.topic }?.partitionResponses.first {
+    /// From version 13 on topics go by their ids.
+    private func part(_ response: ProduceResponse, _ place: Place) -> ProduceResponse.PartitionProduceResponse? {
+        let id = world.topicIDs[place.topic]
+        return response.responses.first {
+            $0.topicID == .zero ? $0.name == place.topic : $0.topicID == id
+        }?.partitionResponses.first {
             Int($0.index) == place.partition
         }
     }
@@ -161,7 +174,7 @@ extension OutgoingBatch {
 
 /// A process that sends to some partitions, each batch an operation.
 // SAFETY: confined to the thread that runs the simulation.
-final class IdempotentProducer: Client, @unchecked Sendable {
+class IdempotentProducer: Client, @unchecked Sendable {
     private let session: ProducerSession
     private let places: [Place]
 
@@ -172,6 +185,12 @@ final class IdempotentProducer: Client, @unchecked Sendable {
         session = ProducerSession(world, link, random)
         super.init(world, process: process, link: link, random: random)
     }
+
+    /// Where the next batches go.
+    var targets: [Place] { places }
+
+    /// The version of its requests.
+    var version: Int16 { Int16(random.int(9..<13)) }
 
     override func run() async {
         while world.act == .play {
@@ -189,6 +208,8 @@ final class IdempotentProducer: Client, @unchecked Sendable {
 
     private func sendSome() async {
         let start = world.now
+        let places = targets
+        guard !places.isEmpty else { return }
         var batches: [OutgoingBatch] = []
         for _ in 0..<random.int(1..<4) {
             let place = random.pick(places)
@@ -196,7 +217,7 @@ final class IdempotentProducer: Client, @unchecked Sendable {
             batches.append(session.makeBatch(place, values))
         }
         let result = await session.send(
-            &batches, transactionalID: nil, version: Int16(random.int(9..<13)), deadline: start + 30_000_000_000)
+            &batches, transactionalID: nil, version: version, deadline: start + 30_000_000_000)
         for batch in batches {
             world.record(process, since: start, batch.isAcknowledged ? .succeeded : .unknown, batch.steps)
         }

@@ -6,6 +6,8 @@
 package final class Scheduler: @unchecked Sendable {
     /// Monotonic nanoseconds. Starts well above zero: some code subtracts intervals from it.
     package private(set) var now: Int64 = 1_000_000_000_000
+    /// How far the broker's wall clock is from its clients', in milliseconds; a jump when it is set.
+    var wallClockOffset: Int64 = 0
     private var heap = EventHeap()
     private var nextSequence: UInt64 = 0
     private var jobs: [UnownedJob] = []
@@ -19,9 +21,9 @@ package final class Scheduler: @unchecked Sendable {
     /// Calls `body` at `time`, or now if that is past.
     @discardableResult
     package func at(_ time: Int64, _ body: @escaping () -> Void) -> ScheduledEvent {
-        let event = ScheduledEvent(time: max(now, time), sequence: nextSequence, body: body)
+        let event = ScheduledEvent(body: body)
+        heap.insert(event, at: max(now, time), sequence: nextSequence)
         nextSequence += 1
-        heap.insert(event)
         return event
     }
 
@@ -33,10 +35,9 @@ package final class Scheduler: @unchecked Sendable {
     /// Runs events until `time`, or until `isDone` says so.
     package func run(until time: Int64, isDone: () -> Bool = { false }) {
         drainJobs()
-        while let event = heap.first, event.time <= time, !isDone() {
-            heap.removeFirst()
-            now = event.time
-            guard let body = event.take() else { continue }
+        while let next = heap.firstTime, next <= time, !isDone() {
+            now = next
+            guard let body = heap.removeFirst()?.take() else { continue }
             eventCount += 1
             body()
             afterEvent()
@@ -75,15 +76,9 @@ package final class VirtualExecutor: TaskExecutor, @unchecked Sendable {
 
 /// An event that may be taken back before it happens.
 package final class ScheduledEvent {
-    fileprivate let time: Int64
-    fileprivate let sequence: UInt64
     private var body: (() -> Void)?
 
-    fileprivate init(time: Int64, sequence: UInt64, body: @escaping () -> Void) {
-        self.time = time
-        self.sequence = sequence
-        self.body = body
-    }
+    fileprivate init(body: @escaping () -> Void) { self.body = body }
 
     package func cancel() { body = nil }
 
@@ -91,42 +86,65 @@ package final class ScheduledEvent {
         defer { body = nil }
         return body
     }
-
-    fileprivate static func precedes(_ left: ScheduledEvent, _ right: ScheduledEvent) -> Bool {
-        left.time == right.time ? left.sequence < right.sequence : left.time < right.time
-    }
 }
 
-/// Binary heap by time, then by order of insertion.
+/// Binary heap by time, then by order of insertion. Sifting moves plain numbers; the events stay where they are.
 private struct EventHeap {
-    private var events: [ScheduledEvent] = []
+    struct Key {
+        var time: Int64
+        var sequence: UInt64
+        /// Index of the event in `slots`.
+        var slot: Int
 
-    var first: ScheduledEvent? { events.first }
-
-    mutating func insert(_ event: ScheduledEvent) {
-        events.append(event)
-        var child = events.count - 1
-        while child > 0 {
-            let parent = (child - 1) / 2
-            guard ScheduledEvent.precedes(events[child], events[parent]) else { break }
-            events.swapAt(child, parent)
-            child = parent
+        static func precedes(_ left: Key, _ right: Key) -> Bool {
+            left.time == right.time ? left.sequence < right.sequence : left.time < right.time
         }
     }
 
-    mutating func removeFirst() {
-        let last = events.removeLast()
-        guard !events.isEmpty else { return }
-        events[0] = last
-        var parent = 0
-        while true {
-            var smallest = parent
-            for child in [2 * parent + 1, 2 * parent + 2] where child < events.count {
-                if ScheduledEvent.precedes(events[child], events[smallest]) { smallest = child }
-            }
-            guard smallest != parent else { return }
-            events.swapAt(parent, smallest)
-            parent = smallest
+    private var keys: [Key] = []
+    private var slots: [ScheduledEvent?] = []
+    private var free: [Int] = []
+
+    var firstTime: Int64? { keys.first?.time }
+
+    mutating func insert(_ event: ScheduledEvent, at time: Int64, sequence: UInt64) {
+        let slot: Int
+        if let reused = free.popLast() {
+            slot = reused
+            slots[slot] = event
+        } else {
+            slot = slots.count
+            slots.append(event)
         }
+        let key = Key(time: time, sequence: sequence, slot: slot)
+        keys.append(key)
+        var child = keys.count - 1
+        while child > 0 {
+            let parent = (child - 1) / 2
+            guard Key.precedes(key, keys[parent]) else { break }
+            keys[child] = keys[parent]
+            child = parent
+        }
+        keys[child] = key
+    }
+
+    mutating func removeFirst() -> ScheduledEvent? {
+        guard let first = keys.first else { return nil }
+        let last = keys.removeLast()
+        if !keys.isEmpty {
+            var parent = 0
+            while true {
+                var child = 2 * parent + 1
+                guard child < keys.count else { break }
+                if child + 1 < keys.count, Key.precedes(keys[child + 1], keys[child]) { child += 1 }
+                guard Key.precedes(keys[child], last) else { break }
+                keys[parent] = keys[child]
+                parent = child
+            }
+            keys[parent] = last
+        }
+        free.append(first.slot)
+        defer { slots[first.slot] = nil }
+        return slots[first.slot]
     }
 }

@@ -10,6 +10,8 @@ package struct SimulationOptions: Sendable {
     /// Virtual time of the play, before everything heals.
     package var minutes: Int64 = 10
     package var traces = false
+    /// After everything has been read, bits flip in what is stored, and it is read again.
+    package var rots = false
     package var rules = SuspendedRules()
 
     package init(seed: UInt64) { self.seed = seed }
@@ -76,6 +78,9 @@ package enum Simulation {
         private let faults: Faults
         private(set) var clients: [Client] = []
         private var readers: [AssignedReader] = []
+        private var shareMembers: [ShareMember] = []
+        private var temporaryReader: TemporaryReader?
+        private var rotReader: RotReader?
         private var waiting: [CheckedContinuation<Void, Never>] = []
         private var hasBegun = false
         private var present = 0
@@ -95,6 +100,11 @@ package enum Simulation {
                     ("offsets.topic.segment.bytes", "16384"), ("transaction.state.log.segment.bytes", "16384"),
                     ("group.initial.rebalance.delay.ms", "500"), ("group.consumer.session.timeout.ms", "10000"),
                     ("group.consumer.heartbeat.interval.ms", "3000"),
+                    ("group.share.min.record.lock.duration.ms", "1000"), ("group.share.record.lock.duration.ms", "4000"),
+                    ("group.share.min.session.timeout.ms", "10000"), ("group.share.session.timeout.ms", "10000"),
+                    ("group.share.min.heartbeat.interval.ms", "1000"), ("group.share.heartbeat.interval.ms", "3000"),
+                    ("share.coordinator.state.topic.num.partitions", "1"),
+                    ("share.coordinator.state.topic.segment.bytes", "16384"),
                 ] { try settings.set(name, value, origin: "simulator") }
             } catch {
                 preconditionFailure("the simulator's settings are refused: \(error)")
@@ -130,18 +140,30 @@ package enum Simulation {
                     world, process: next(), transactionalID: "t0", generation: .second, places: source,
                     idle: 20_000...120_000))
             let kinds: [GroupProtocol] = random.chance(50) ? [.classic, .consumer] : [.consumer, .classic]
+            let style = ClassicStyle(world.stream("classic style"))
             for index in 0..<2 {
                 clients.append(
                     Copier(
-                        world, process: next(), group: groups[0], protocol: kinds[0],
+                        world, process: next(), group: groups[0], protocol: kinds[0], style: style,
                         generation: index == 0 ? .second : random.chance(50) ? .first : .second, source: "in",
                         sourceCount: Simulation.sourceCount, target: "out", targetCount: Simulation.targetCount))
             }
             for _ in 0..<2 {
                 clients.append(
                     GroupReader(
-                        world, process: next(), name: "member", group: groups[1], protocol: kinds[1], topic: "in",
-                        partitionCount: Simulation.sourceCount))
+                        world, process: next(), name: "member", group: groups[1], protocol: kinds[1],
+                        style: style, topic: "in", partitionCount: Simulation.sourceCount))
+            }
+            if world.stream("share").chance(60) {
+                shareMembers = (0..<2).map { _ in ShareMember(world, process: next(), group: "share", topic: "in") }
+                clients += shareMembers
+            }
+            if world.stream("temporary").chance(50) {
+                clients.append(TopicKeeper(world, process: next()))
+                clients.append(TemporaryProducer(world, process: next(), places: []))
+                let reader = TemporaryReader(world, process: next())
+                temporaryReader = reader
+                clients.append(reader)
             }
             clients.append(LateAdministrator(world, process: next(), places: source))
             readers = [
@@ -149,6 +171,11 @@ package enum Simulation {
                 AssignedReader(world, process: next(), places: target),
             ]
             clients += readers
+            if options.rots {
+                let reader = RotReader(world, process: next(), places: source + target)
+                rotReader = reader
+                clients.append(reader)
+            }
         }
 
         // MARK: Clients
@@ -175,7 +202,7 @@ package enum Simulation {
                 topic.replicationFactor = 1
                 var segment = CreateTopicsRequest.CreatableTopicConfig()
                 segment.name = "internal.segment.bytes"
-                segment.value = "20000"
+                segment.value = options.rots ? "4000" : "20000"
                 topic.configs = [segment]
                 return topic
             }
@@ -189,6 +216,7 @@ package enum Simulation {
                         world.topicIDs[topic.name] = topic.topicID
                         world.topicNames[topic.topicID] = topic.name
                     }
+                    try await configureShareGroup(link)
                     for kind: Int8 in 0...1 {
                         var find = FindCoordinatorRequest()
                         find.keyType = kind
@@ -203,6 +231,27 @@ package enum Simulation {
             hasBegun = true
             for waiter in waiting { waiter.resume() }
             waiting = []
+        }
+
+        /// The share group reads everything, and committed records only.
+        private func configureShareGroup(_ link: ClientLink) async throws(LinkFailure) {
+            var resource = IncrementalAlterConfigsRequest.AlterConfigsResource()
+            resource.resourceType = 32
+            resource.resourceName = "share"
+            resource.configs = [
+                ("share.auto.offset.reset", "earliest"), ("share.isolation.level", "read_committed"),
+            ].map { name, value in
+                var config = IncrementalAlterConfigsRequest.AlterableConfig()
+                config.name = name
+                config.value = value
+                return config
+            }
+            var request = IncrementalAlterConfigsRequest()
+            request.resources = [resource]
+            let response = try await link.ask(request, version: 1)
+            for answer in response.responses where answer.errorCode != 0 {
+                world.fail("configure", "\(answer.resourceName): \(answer.errorCode) \(answer.errorMessage ?? "")")
+            }
         }
 
         // MARK: Course
@@ -229,7 +278,12 @@ package enum Simulation {
                 writes = world.writeCount
                 scheduler.run(until: scheduler.now + 20_000_000_000)
             }
-            if isDrained { world.completeHistory() } else { reportStuck() }
+            if isDrained {
+                world.completeHistory()
+                rot()
+            } else {
+                reportStuck()
+            }
             world.trace.note("act", "over")
             world.act = .over
             scheduler.run(until: scheduler.now + 2 * Simulation.minute) { self.present == 0 }
@@ -237,8 +291,21 @@ package enum Simulation {
             broker.end()
         }
 
+        private func rot() {
+            guard let rotReader else { return }
+            world.trace.note("act", "rot")
+            broker.crash(.process, afterOperations: 0)
+            broker.dieIfStopped()
+            rotReader.strike(broker.disk)
+            broker.start()
+            world.act = .rot
+            world.scheduler.run(until: world.scheduler.now + Simulation.minute) { rotReader.isDone }
+            for problem in rotReader.problems { world.fail("rot", problem) }
+        }
+
         private var isDrained: Bool {
-            producing == 0 && readers.allSatisfy(\.isAtEnd) && unreadPlaces.isEmpty
+            producing == 0 && readers.allSatisfy(\.isAtEnd) && unreadPlaces.isEmpty && shareMembers.allSatisfy(\.isIdle)
+                && temporaryReader?.isAtEnd ?? true
         }
 
         /// Groups and partitions with visible records beyond what is committed.
@@ -259,6 +326,8 @@ package enum Simulation {
                 world.fail("stuck-partition", "not stable after healing; read up to \(positions.joined(separator: ", "))")
             }
             for place in unreadPlaces { world.fail("stuck-group", place) }
+            if !shareMembers.allSatisfy(\.isIdle) { world.fail("stuck-share-group", "records are still delivered") }
+            if temporaryReader?.isAtEnd == false { world.fail("stuck-partition", "the topic created last cannot be read") }
             if producing > 0 { world.fail("stuck-producer", "\(producing) have not ended") }
         }
 
@@ -273,7 +342,8 @@ package enum Simulation {
             return SimulationResult(
                 seed: options.seed,
                 problems: world.failures.map { "\($0.kind): \($0.detail)" } + checked.findings.map(\.description),
-                counts: checked.counts, faults: faults.counts,
+                counts: checked.counts,
+                faults: faults.counts.merging(["bit flip": rotReader?.flipCount ?? 0].filter { $0.value > 0 }) { $0 + $1 },
                 virtualSeconds: (world.scheduler.now - 1_000_000_000_000) / 1_000_000_000,
                 events: world.scheduler.eventCount, traceHash: world.trace.hash, traceLineCount: world.trace.lineCount,
                 history: world.history)

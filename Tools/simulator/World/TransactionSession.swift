@@ -86,6 +86,13 @@ final class TransactionSession {
             &batches, transactionalID: transactionalID, version: generation == .second ? 12 : 11, deadline: deadline)
     }
 
+    /// Sends a batch that arrives after `delay`, when the transaction it belongs to is over (F33).
+    func sendLate(_ batch: OutgoingBatch, afterNanoseconds delay: Int64) {
+        session.sendLate(
+            batch, transactionalID: transactionalID, version: generation == .second ? 12 : 11,
+            afterNanoseconds: delay)
+    }
+
     private func add(_ places: Set<Place>, _ deadline: Int64) async -> SendResult {
         var request = AddPartitionsToTxnRequest()
         request.v3AndBelowTransactionalID = transactionalID
@@ -123,7 +130,9 @@ final class TransactionSession {
     }
 
     /// Offsets of a group as part of the transaction.
-    func commit(_ offsets: [Place: Int64], group: String, member: String, epoch: Int32) async -> SendResult {
+    func commit(
+        _ offsets: [Place: Int64], group: String, member: String, instance: String?, epoch: Int32
+    ) async -> SendResult {
         let deadline = world.now + 20_000_000_000
         let stamp = session.stamp
         if generation == .first, !addedGroup {
@@ -145,6 +154,7 @@ final class TransactionSession {
         request.producerEpoch = stamp?.epoch ?? -1
         request.generationIDOrMemberEpoch = epoch
         request.memberID = member
+        request.groupInstanceID = instance
         request.topics = Set(offsets.keys.map(\.topic)).sorted().map { name in
             var topic = TxnOffsetCommitRequest.TxnOffsetCommitRequestTopic()
             topic.name = name
@@ -163,7 +173,10 @@ final class TransactionSession {
     }
 
     /// Ends the transaction; what its fate is, as far as a client can know.
-    func end(committing: Bool) async -> Outcome {
+    ///
+    /// - Parameter lateCopy: the same request arrives once more after so many nanoseconds, when the next transaction
+    ///   may have begun. Only under the second protocol: the first cannot tell the two apart (KIP-890).
+    func end(committing: Bool, lateCopy: Int64? = nil) async -> Outcome {
         isOpen = false
         let deadline = world.now + 30_000_000_000
         var request = EndTxnRequest()
@@ -171,6 +184,11 @@ final class TransactionSession {
         request.producerID = session.stamp?.id ?? -1
         request.producerEpoch = session.stamp?.epoch ?? -1
         request.committed = committing
+        if let lateCopy, generation == .second, session.stamp != nil {
+            coordinator.sendLate(request, version: 5, afterNanoseconds: lateCopy)
+        }
+        // Machine and client go together: nobody tries again, a later life ends what is open.
+        let isLast = committing && world.takeCommitFault()
         while true {
             if committing { commitAttempts += 1 }
             do {
@@ -195,6 +213,10 @@ final class TransactionSession {
                 if case .refused = error, committing { commitAttempts -= 1 }
                 if case .malformed(let cause) = error { world.fail("malformed-response", "EndTxn: \(cause)") }
             }
+            if isLast {
+                session.begin(nil)
+                return commitAttempts == 0 ? .failed : .unknown
+            }
             if world.now > deadline || world.act == .over {
                 session.begin(nil)
                 return commitAttempts == 0 ? .failed : .unknown
@@ -212,6 +234,8 @@ final class TransactionalProducer: Client, @unchecked Sendable {
     /// How long it waits between transactions, in milliseconds.
     private let idle: ClosedRange<Int64>
     private let coordinator: ClientLink
+    /// The end of the transaction before will arrive once more: this one gives it time to.
+    private var expectsLateEnd = false
 
     init(
         _ world: World, process: Int, transactionalID: String, generation: TransactionGeneration, places: [Place],
@@ -229,7 +253,7 @@ final class TransactionalProducer: Client, @unchecked Sendable {
 
     override func run() async {
         while world.act == .play {
-            await pause(idle)
+            if !expectsLateEnd || !session.isReady { await pause(idle) }
             if !session.isReady {
                 guard await session.initialize() else { continue }
             }
@@ -253,14 +277,30 @@ final class TransactionalProducer: Client, @unchecked Sendable {
             // Some dawdle, some so long that the coordinator gives up on them.
             if round == 0, random.chance(2) { await pause(5_000...40_000) }
         }
-        let committing = result == .acknowledged && random.chance(85)
+        let met = expectsLateEnd
+        expectsLateEnd = false
+        if met, result == .acknowledged { await pause(500...2_500) }
+        if result == .acknowledged, random.chance(3) {
+            // A batch that is under way when its client gives up and aborts: it arrives when all is over.
+            let batch = session.makeBatch(random.pick(places), [world.takeValue()])
+            session.sendLate(batch, afterNanoseconds: random.nanoseconds(200...4_000))
+            steps += batch.steps
+            result = .gaveUp
+            let outcome = await session.end(committing: false)
+            world.record(process, since: start, outcome, isTransaction: true, steps)
+            return session.noteEnd(result)
+        }
+        let committing = result == .acknowledged && random.chance(met ? 50 : 85)
         let outcome: Outcome
         if result != .acknowledged, random.chance(50) {
             // It walks away; a later life ends it.
             session.forget()
             outcome = .failed
         } else {
-            outcome = await session.end(committing: committing)
+            // While the end before comes again there must be something open: the next transaction begins at once.
+            expectsLateEnd = committing && session.generation == .second && random.chance(4)
+            outcome = await session.end(
+                committing: committing, lateCopy: expectsLateEnd ? random.nanoseconds(300...1_500) : nil)
         }
         world.record(process, since: start, outcome, isTransaction: true, steps)
         session.noteEnd(result)

@@ -88,7 +88,9 @@ final class VirtualBroker {
         let surroundings = Surroundings(
             disk: AnyDisk(disk), flushPool: queue, workPool: queue,
             clock: BrokerClock {
-                Timestamp(milliseconds: Self.epochMilliseconds + (scheduler.now - Self.startTime) / 1_000_000)
+                Timestamp(
+                    milliseconds: Self.epochMilliseconds + (scheduler.now - Self.startTime) / 1_000_000
+                        + scheduler.wallClockOffset)
             },
             random: RandomSource { identifiers.next() }, suspended: rules)
         do {

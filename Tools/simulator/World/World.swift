@@ -11,6 +11,8 @@ final class World: @unchecked Sendable {
         case play
         /// Faults are over, producers end; groups go on until they have read everything.
         case drain
+        /// Bits have flipped in what is stored, and everything is read again.
+        case rot
         /// Everybody ends.
         case over
 
@@ -28,6 +30,8 @@ final class World: @unchecked Sendable {
     private(set) var failures: [Failure] = []
     var topicIDs: [String: UniversalID] = [:]
     var topicNames: [UniversalID: String] = [:]
+    /// What a ``TopicKeeper`` has created and not deleted.
+    var currentTopic: String?
     private var nextValue: Int64 = 1
     /// Operations that sent something.
     private(set) var writeCount = 0
@@ -38,6 +42,11 @@ final class World: @unchecked Sendable {
     /// Highest committed offset that a group's members know of.
     private(set) var committed: [String: [Place: Int64]] = [:]
     private var marks: [Place: Mark] = [:]
+    /// Topics whose deletion has been asked for, with when it was answered; never as long as it was not.
+    var deletions: [String: Int64] = [:]
+
+    /// Strikes when the next client asks for the end of a transaction.
+    var commitFault: (() -> Void)?
 
     struct Failure: Equatable {
         var kind: String
@@ -83,6 +92,14 @@ final class World: @unchecked Sendable {
         if failures.count < 100 { failures.append(Failure(kind: kind, detail: detail)) }
     }
 
+    /// A commit is about to be asked for; true if a fault happens on it.
+    func takeCommitFault() -> Bool {
+        guard let fault = commitFault else { return false }
+        commitFault = nil
+        fault()
+        return true
+    }
+
     // MARK: History
 
     func record(
@@ -99,7 +116,8 @@ final class World: @unchecked Sendable {
                 }
             case .commit(let item) where outcome == .succeeded: noteCommitted(item)
             case .committed(let item): noteCommitted(item)
-            case .subscribe, .assign, .rebalanced, .commit, .hold: break
+            case .subscribe, .assign, .rebalanced, .commit, .hold, .acquired, .settled, .sessionEnded, .deleted:
+                break
             }
         }
         history.operations.append(
@@ -110,6 +128,13 @@ final class World: @unchecked Sendable {
     private func noteCommitted(_ item: GroupOffset) {
         committed[item.group, default: [:]][item.place] = max(
             committed[item.group]?[item.place] ?? -1, item.offset)
+    }
+
+    /// A request that was sent at `start` was served: the topic's deletion must not have been answered before.
+    func checkExists(_ topic: String, askedAt start: Int64) {
+        if let deleted = deletions[topic], deleted < start {
+            fail("deleted-topic-served", "\(topic) was deleted \((start - deleted) / 1_000_000) ms before")
+        }
     }
 
     func completeHistory() { history.isComplete = true }
