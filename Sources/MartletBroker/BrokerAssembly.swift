@@ -145,7 +145,8 @@ package struct BrokerAssembly: Sendable {
         request.logDirs = [directory.meta.directoryID]
         var epoch: Int64 = -1
         try controller.registerBlocking { core, end in
-            let decision = core.decide(request, nextOffset: end)
+            // Alone no session counts, so neither does the time.
+            let decision = core.decide(request, nextOffset: end, now: Instant(nanoseconds: 0))
             guard decision.response.errorCode == 0 else {
                 throw BrokerStartError(
                     "registration was refused: \(ErrorCode(rawValue: decision.response.errorCode).name)")

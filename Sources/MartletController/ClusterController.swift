@@ -7,10 +7,14 @@ package import MartletLogModel
 package struct Decision<Response: Sendable>: Sendable {
     package var records: [MetadataRecord]
     package var response: Response
+    /// Whether the records take effect together or not at all. Others may be cut anywhere: each batch by itself
+    /// leaves a state from which the same request, or the same silence of a broker, leads on.
+    package var isAtomic: Bool
 
-    package init(records: [MetadataRecord] = [], response: Response) {
+    package init(records: [MetadataRecord] = [], response: Response, isAtomic: Bool = true) {
         self.records = records
         self.response = response
+        self.isAtomic = isAtomic
     }
 }
 
@@ -23,6 +27,8 @@ package enum ReplayError: Error, Equatable, CustomStringConvertible {
     case partitionGap(UniversalID, expected: Int, found: Int32)
     case unknownPartition(UniversalID, Int32)
     case duplicateTopic(String)
+    case staleBrokerEpoch(BrokerID, found: Int64, expected: Int64)
+    case transactionOpen(Bool)
 
     package var description: String {
         switch self {
@@ -38,6 +44,12 @@ package enum ReplayError: Error, Equatable, CustomStringConvertible {
             "a change names partition \(index) of topic \(id), which does not exist"
         case .duplicateTopic(let name):
             "topic \(name) is created twice"
+        case .staleBrokerEpoch(let id, let found, let expected):
+            "a change of broker \(id) names its epoch \(found), which is \(expected)"
+        case .transactionOpen(let isOpen):
+            isOpen
+                ? "a transaction of metadata records begins inside another"
+                : "a transaction of metadata records ends that never began"
         }
     }
 }
@@ -50,35 +62,104 @@ package enum ReplayError: Error, Equatable, CustomStringConvertible {
 /// shell throws the core away and loads the log again; there is no undo.
 ///
 /// Sources: KIP-631 (quorum controller), KIP-516 (topic ids), KIP-599 (partition limits), KIP-339 and KIP-226
-/// (configurations), KIP-730 (producer ids), KIP-584 (features).
+/// (configurations), KIP-730 (producer ids), KIP-584 (features), KIP-455 (reassignment), KIP-497 and KIP-903 (in-sync
+/// sets), KIP-966 (eligible leader replicas), KIP-868 (transactions of records).
 package struct ClusterController: ~Copyable {
-    /// State after the last replayed record, ahead of what is published until ``publish()``.
-    private(set) var state: MetadataImage
+    /// State after the last replayed record, ahead of what is published until ``publish()``. Written by replay alone.
+    var state: MetadataImage
 
     /// The state as an image; may be ahead of what is committed.
     package var image: MetadataImage { state }
 
     /// Names that contain '.' or '_', by their canonical form, to find collisions without a scan.
     private(set) var collidingNames: [String: [String]] = [:]
-    private var pending = PendingChanges()
+    /// `nil` in a core that only follows: decisions need it, replay does not.
+    private(set) var index: ReplicaIndex?
+    /// What brokers have said of late; lost with the controller, and no part of the metadata.
+    var sessions = BrokerSessions()
+    var timers = ControllerTimers()
+    var pending = PendingChanges()
+    /// Rules that the proofs switch off; none in production.
+    let suspended: SuspendedControllerRules
+    /// What an abort goes back to, while the records of a transaction come in (KIP-868).
+    private var transaction: (state: MetadataImage, pending: PendingChanges)?
 
-    private struct PendingChanges {
+    struct PendingChanges {
         var created: [UniversalID: String] = [:]
         var deleted: [UniversalID: String] = [:]
-        var changed: Set<UniversalID> = []
+        var changed: [UniversalID: Set<Int32>] = [:]
         var reconfigured: Set<UniversalID> = []
         var brokerConfigurations = false
-        var brokers = false
+        var brokers: Set<BrokerID> = []
         var features = false
+        var access = false
     }
 
-    package init(localBroker: BrokerID, staticConfiguration: [String: String] = [:]) {
+    /// `isFollowing`: a core that keeps the image alone until ``activate(now:)``; it takes no decisions.
+    package init(
+        localBroker: BrokerID, staticConfiguration: [String: String] = [:], configuredBrokerCount: Int = 1,
+        isFollowing: Bool = false, suspended: SuspendedControllerRules = []
+    ) {
+        self.suspended = suspended
         state = MetadataImage(localBroker: localBroker, staticConfiguration: staticConfiguration)
+        state.configuredBrokerCount = configuredBrokerCount
+        if !isFollowing { index = ReplicaIndex() }
+    }
+
+    /// Goes on from an image: what the core does that lost its leadership, with the last committed image. The records
+    /// behind the image follow by replay.
+    package init(image: MetadataImage, suspended: SuspendedControllerRules = []) {
+        self.suspended = suspended
+        state = image
+        rebuildNames()
+    }
+
+    package var isActive: Bool { index != nil }
+
+    /// Whether records of a transaction have come in, and its end has not. No snapshot can be taken then.
+    package var isInTransaction: Bool { transaction != nil }
+
+    /// Becomes the active controller, with everything in the log replayed. Every broker that is let in gets a whole
+    /// session to say something: who was heard by the last controller is not known. The ``openingRecords`` returned
+    /// come first in the new controller's log.
+    package mutating func activate(now: Instant) -> [MetadataRecord] {
+        if index == nil { index = ReplicaIndex(state) }
+        sessions = BrokerSessions()
+        for broker in state.brokers where !broker.isFenced {
+            sessions.contacted(broker.id, epoch: broker.epoch, metadataOffset: nil, now: now)
+        }
+        timers = ControllerTimers()
+        return openingRecords
+    }
+
+    /// What undoes that the last controller had not finished, with everything in the log replayed.
+    package var openingRecords: [MetadataRecord] {
+        guard isInTransaction else { return [] }
+        var record = AbortTransactionRecord()
+        record.reason = "the controller that began it is gone"
+        return [.abortTransaction(record)]
+    }
+
+    /// The index of a core that decides.
+    var activeIndex: ReplicaIndex {
+        guard let index else { preconditionFailure("a core that only follows was asked to decide") }
+        return index
+    }
+
+    private mutating func rebuildNames() {
+        collidingNames = [:]
+        for name in state.topicIDs.keys.sorted() {
+            if let canonical = Self.canonicalName(name) { collidingNames[canonical, default: []].append(name) }
+        }
     }
 
     /// Records that a new cluster starts with. `metadata.version` comes first, as readers of the log expect;
     /// the cluster id has no record of its own in Kafka, so it is a cluster-wide configuration value.
-    package static func bootstrapRecords(clusterID: UniversalID) -> [MetadataRecord] {
+    ///
+    /// A cluster that is configured with three or more brokers keeps two copies of what it acknowledges.
+    package static func bootstrapRecords(
+        clusterID: UniversalID, configuredBrokerCount: Int = 1
+    ) -> [MetadataRecord] {
         var records: [MetadataRecord] = []
         for feature in Features.atBootstrap {
             var record = FeatureLevelRecord()
@@ -88,6 +169,9 @@ package struct ClusterController: ~Copyable {
         }
         records.append(
             .config(resource: .broker(nil), name: ClusterIdentity.configName, value: clusterID.description))
+        if configuredBrokerCount >= 3 {
+            records.append(.config(resource: .broker(nil), name: TopicConfigName.minInsyncReplicas, value: "2"))
+        }
         return records
     }
 
@@ -96,29 +180,56 @@ package struct ClusterController: ~Copyable {
         switch record {
         case .topic(let record): try replay(record)
         case .partition(let record): try replay(record)
-        case .partitionChange(let record): try replay(record)
+        case .partitionChange(let record): try replay(record, at: offset)
         case .removeTopic(let record): try replay(record)
         case .config(let record): replay(record)
+        case .clearElr(let record): replay(record)
         case .registerBroker(let record): replay(record)
         case .unregisterBroker(let record): try replay(record)
         case .brokerRegistrationChange(let record): try replay(record)
-        case .fenceBroker(let record): try setFenced(true, BrokerID(record.id), "FenceBrokerRecord")
-        case .unfenceBroker(let record): try setFenced(false, BrokerID(record.id), "UnfenceBrokerRecord")
+        case .fenceBroker(let record):
+            try setFenced(true, BrokerID(record.id), epoch: record.epoch, "FenceBrokerRecord")
+        case .unfenceBroker(let record):
+            try setFenced(false, BrokerID(record.id), epoch: record.epoch, "UnfenceBrokerRecord")
         case .featureLevel(let record): replay(record)
         case .producerIDs(let record): state.nextProducerID = record.nextProducerID
+        case .clientQuota(let record): replay(record)
+        case .userScramCredential(let record): replay(record)
+        case .removeUserScramCredential(let record): replay(record)
+        case .accessControlEntry(let record): replay(record)
+        case .removeAccessControlEntry(let record): replay(record)
+        case .beginTransaction:
+            guard transaction == nil else { throw .transactionOpen(true) }
+            transaction = (state, pending)
+        case .endTransaction:
+            guard transaction != nil else { throw .transactionOpen(false) }
+            transaction = nil
+        case .abortTransaction: try abortTransaction()
         case .noOp: break
         case _: throw .unsupportedRecord(type: record.recordType)
         }
         state.lastOffset = offset
     }
 
+    private mutating func abortTransaction() throws(ReplayError) {
+        guard let before = transaction else { throw .transactionOpen(false) }
+        (state, pending) = before
+        transaction = nil
+        rebuildNames()
+        if index != nil { index = ReplicaIndex(state) }
+    }
+
     /// The image of everything replayed, and what is new since the last call. Topics whose configuration may
     /// have changed are recomputed here, once for a whole batch of records.
     package mutating func publish() -> (image: MetadataImage, delta: MetadataDelta) {
+        // Half of a transaction is nobody's business yet.
+        if let before = transaction { return (before.state, MetadataDelta()) }
         let changes = pending
         pending = PendingChanges()
         var delta = MetadataDelta()
-        delta.brokersChanged = changes.brokers
+        delta.changedBrokers = changes.brokers.sorted()
+        delta.brokersChanged = !changes.brokers.isEmpty
+        delta.accessChanged = changes.access
         delta.featuresChanged = changes.features
         delta.brokerConfigurationChanged = changes.brokerConfigurations
 
@@ -139,8 +250,10 @@ package struct ClusterController: ~Copyable {
         }
         delta.createdTopics = changes.created.map { .init(name: $0.value, id: $0.key) }
         delta.deletedTopics = changes.deleted.map { .init(name: $0.value, id: $0.key) }
-        delta.changedTopics = changes.changed.compactMap { id in
-            changes.created[id] == nil ? state.topics[id].map { .init(name: $0.name, id: id) } : nil
+        for (id, partitions) in changes.changed {
+            guard changes.created[id] == nil, let topic = state.topics[id] else { continue }
+            delta.changedTopics.append(.init(name: topic.name, id: id))
+            delta.changedPartitions[id] = partitions.sorted()
         }
         delta.createdTopics.sort(by: MetadataDelta.ascending)
         delta.deletedTopics.sort(by: MetadataDelta.ascending)
@@ -173,20 +286,46 @@ package struct ClusterController: ~Copyable {
         guard Int(record.partitionID) == count else {
             throw .partitionGap(record.topicID, expected: count, found: record.partitionID)
         }
-        state.topics[record.topicID]?.partitions.append(PartitionImage(record))
+        let partition = PartitionImage(record)
+        state.topics[record.topicID]?.partitions.append(partition)
         state.partitionCount += 1
-        pending.changed.insert(record.topicID)
+        index?.insert(partition, topic: record.topicID, index: count)
+        noteChange(record.topicID, record.partitionID)
     }
 
-    private mutating func replay(_ record: PartitionChangeRecord) throws(ReplayError) {
+    private mutating func replay(_ record: PartitionChangeRecord, at offset: Offset) throws(ReplayError) {
         guard let count = state.topics[record.topicID]?.partitions.count else {
             throw .unknownTopic(record.topicID, record: "PartitionChangeRecord")
         }
         guard record.partitionID >= 0, Int(record.partitionID) < count else {
             throw .unknownPartition(record.topicID, record.partitionID)
         }
-        state.topics[record.topicID]?.partitions[Int(record.partitionID)].apply(record)
-        pending.changed.insert(record.topicID)
+        let position = Int(record.partitionID)
+        if index != nil, let old = state.topics[record.topicID]?.partitions[position] {
+            var new = old
+            new.apply(record)
+            index?.replace(old, with: new, topic: record.topicID, index: position, at: offset)
+        }
+        state.topics[record.topicID]?.partitions[position].apply(record)
+        noteChange(record.topicID, record.partitionID)
+    }
+
+    /// Partitions of topics that are new as a whole are not listed one by one.
+    private mutating func noteChange(_ topic: UniversalID, _ partition: Int32) {
+        if pending.created[topic] == nil { pending.changed[topic, default: []].insert(partition) }
+    }
+
+    /// What is eligible depends on the minimum of the in-sync set; when that changes, it begins anew (KIP-966).
+    private mutating func replay(_ record: ClearElrRecord) {
+        let ids: [UniversalID] =
+            record.topicName.isEmpty
+            ? Array(state.topics.keys) : state.topicIDs[record.topicName].map { [$0] } ?? []
+        for id in ids {
+            for position in state.topics[id]?.eligiblePositions ?? [] {
+                state.topics[id]?.partitions[position].clearEligible()
+                noteChange(id, Int32(position))
+            }
+        }
     }
 
     private mutating func replay(_ record: RemoveTopicRecord) throws(ReplayError) {
@@ -201,7 +340,8 @@ package struct ClusterController: ~Copyable {
             collidingNames[canonical]?.removeAll { $0 == topic.name }
             if collidingNames[canonical]?.isEmpty == true { collidingNames[canonical] = nil }
         }
-        pending.changed.remove(record.topicID)
+        index?.remove(topic)
+        pending.changed[record.topicID] = nil
         pending.reconfigured.remove(record.topicID)
         if pending.created.removeValue(forKey: record.topicID) == nil {
             pending.deleted[record.topicID] = topic.name
@@ -221,6 +361,7 @@ package struct ClusterController: ~Copyable {
         var values = state.configs[resource] ?? [:]
         values[record.name] = record.value
         state.configs[resource] = values.isEmpty ? nil : values
+        if record.name == TopicConfigName.uncleanLeaderElection { timers.wantsUncleanElection() }
         switch resource {
         case .topic(let name):
             guard let id = state.topicIDs[name] else { return }
@@ -241,39 +382,51 @@ package struct ClusterController: ~Copyable {
 
     private mutating func replay(_ record: RegisterBrokerRecord) {
         let broker = BrokerImage(record)
-        if let index = state.brokers.firstIndex(where: { $0.id == broker.id }) {
+        if let index = state.brokerPosition(broker.id) {
             state.brokers[index] = broker
         } else {
             state.brokers.append(broker)
             state.brokers.sort { $0.id < $1.id }
         }
-        pending.brokers = true
+        sessions.registered(broker.id, epoch: broker.epoch)
+        pending.brokers.insert(broker.id)
     }
 
     private mutating func replay(_ record: UnregisterBrokerRecord) throws(ReplayError) {
-        guard let index = state.brokers.firstIndex(where: { $0.id.rawValue == record.brokerID }) else {
-            throw .unknownBroker(BrokerID(record.brokerID), record: "UnregisterBrokerRecord")
-        }
-        state.brokers.remove(at: index)
-        pending.brokers = true
+        let id = BrokerID(record.brokerID)
+        let position = try position(of: id, epoch: record.brokerEpoch, "UnregisterBrokerRecord")
+        state.brokers.remove(at: position)
+        sessions.ended(id)
+        index?.removeBroker(id)
+        pending.brokers.insert(id)
     }
 
     private mutating func replay(_ record: BrokerRegistrationChangeRecord) throws(ReplayError) {
-        guard let index = state.brokers.firstIndex(where: { $0.id.rawValue == record.brokerID }) else {
-            throw .unknownBroker(BrokerID(record.brokerID), record: "BrokerRegistrationChangeRecord")
-        }
-        if record.fenced != 0 { state.brokers[index].isFenced = record.fenced > 0 }
-        if record.inControlledShutdown != 0 { state.brokers[index].isInControlledShutdown = true }
-        if !record.logDirs.isEmpty { state.brokers[index].logDirectories = record.logDirs }
-        pending.brokers = true
+        let id = BrokerID(record.brokerID)
+        let position = try position(of: id, epoch: record.brokerEpoch, "BrokerRegistrationChangeRecord")
+        if record.fenced != 0 { state.brokers[position].isFenced = record.fenced > 0 }
+        // Who is still there says so with the next heartbeat; who is not can come back at once.
+        if record.fenced > 0 { sessions.ended(id) }
+        if record.inControlledShutdown != 0 { state.brokers[position].isInControlledShutdown = true }
+        if !record.logDirs.isEmpty { state.brokers[position].logDirectories = record.logDirs }
+        pending.brokers.insert(id)
     }
 
-    private mutating func setFenced(_ fenced: Bool, _ id: BrokerID, _ record: String) throws(ReplayError) {
-        guard let index = state.brokers.firstIndex(where: { $0.id == id }) else {
-            throw .unknownBroker(id, record: record)
+    private mutating func setFenced(
+        _ fenced: Bool, _ id: BrokerID, epoch: Int64, _ record: String
+    ) throws(ReplayError) {
+        state.brokers[try position(of: id, epoch: epoch, record)].isFenced = fenced
+        pending.brokers.insert(id)
+    }
+
+    private borrowing func position(
+        of id: BrokerID, epoch: Int64, _ record: String
+    ) throws(ReplayError) -> Int {
+        guard let position = state.brokerPosition(id) else { throw .unknownBroker(id, record: record) }
+        guard state.brokers[position].epoch == epoch else {
+            throw .staleBrokerEpoch(id, found: epoch, expected: state.brokers[position].epoch)
         }
-        state.brokers[index].isFenced = fenced
-        pending.brokers = true
+        return position
     }
 
     private mutating func replay(_ record: FeatureLevelRecord) {

@@ -17,6 +17,22 @@ package enum ControllerLimits {
     package static let producerIDBlockSize: Int64 = 1_000
     /// Brokers in the cluster.
     package static let brokerCountLimit = 10_000
+    /// Log directories of one broker.
+    package static let logDirectoryCountLimit = 100
+    /// Records of one batch of the metadata log, as in Kafka: bounds what a follower must take in at once. Decisions
+    /// with more are cut, see ``Decision/batches``.
+    package static let recordsPerBatchLimit = 10_000
+    /// Partitions that one request may elect leaders for, reassign, or change the in-sync sets of; for what lies
+    /// beyond, the answer is OPERATION_NOT_ATTEMPTED.
+    package static let partitionChangesPerRequestLimit = 100_000
+    /// Leaders elected between two looks at other work.
+    package static let electionsPerTickLimit = 10_000
+    /// Entities with quotas.
+    package static let quotaEntityCountLimit = 100_000
+    /// SCRAM credentials of all users.
+    package static let credentialCountLimit = 100_000
+    /// Access control entries.
+    package static let accessControlCountLimit = 100_000
     /// Groups with configurations of their own.
     package static let configuredGroupCountLimit = 10_000
     /// Bytes of a group's name, as the coordinators bound it.

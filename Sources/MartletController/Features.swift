@@ -2,16 +2,19 @@
 /// code behind it is proven: clients switch behaviour on it (KIP-584, KIP-890).
 package enum Features {
     package static let metadataVersion = "metadata.version"
+    /// Of the quorum's own protocol; it changes through the quorum.
+    package static let quorumVersion = "kraft.version"
     package static let transactionVersion = "transaction.version"
     package static let groupVersion = "group.version"
     package static let shareVersion = "share.version"
+    package static let eligibleLeaderReplicas = "eligible.leader.replicas.version"
 
     /// `metadata.version` of Kafka 4.3 (4.3-IV0); 7 (3.3-IV3) is the oldest that Kafka 4 can read.
     package static let metadataVersionRange: ClosedRange<Int16> = 7...30
 
     /// Levels this broker can work with. `kraft.version` 0 is the static quorum of one.
     package static let supported: [FeatureRange] = [
-        .init(name: "kraft.version", minimum: 0, maximum: 0),
+        .init(name: quorumVersion, minimum: 0, maximum: 0),
         .init(
             name: metadataVersion, minimum: metadataVersionRange.lowerBound,
             maximum: metadataVersionRange.upperBound),
@@ -21,11 +24,13 @@ package enum Features {
         .init(name: groupVersion, minimum: 0, maximum: 1),
         // 1: share groups (KIP-932).
         .init(name: shareVersion, minimum: 0, maximum: 1),
+        // 1: replicas that left the in-sync set below its minimum stay eligible (KIP-966).
+        .init(name: eligibleLeaderReplicas, minimum: 0, maximum: 1),
     ]
 
     /// Finalized levels of a new cluster.
     static let atBootstrap: [(name: String, level: Int16)] = [
         (metadataVersion, metadataVersionRange.upperBound), (transactionVersion, 2), (groupVersion, 1),
-        (shareVersion, 1),
+        (shareVersion, 1), (eligibleLeaderReplicas, 1),
     ]
 }

@@ -33,6 +33,13 @@ package struct TopicImage: Sendable {
 
     package var isInternal: Bool { TopicName.isInternal(name) }
 
+    /// Positions of partitions that have eligible or last known leaders noted.
+    var eligiblePositions: [Int] {
+        partitions.indices.filter {
+            !partitions[$0].eligibleLeaderReplicas.isEmpty || !partitions[$0].lastKnownEligibleReplicas.isEmpty
+        }
+    }
+
     package func partition(_ index: PartitionIndex) -> PartitionImage? {
         let position = Int(index.rawValue)
         return partitions.indices.contains(position) ? partitions[position] : nil
@@ -66,6 +73,9 @@ package struct BrokerImage: Sendable, Equatable {
     package var isFenced: Bool
     package var isInControlledShutdown: Bool
     package var logDirectories: [UniversalID]
+
+    /// Whether it may lead and be in sync.
+    package var isActive: Bool { !isFenced && !isInControlledShutdown }
 }
 
 /// Levels of a feature that a broker supports, both included.
@@ -125,7 +135,10 @@ package struct MetadataImage: Sendable {
     package internal(set) var clusterID: UniversalID?
     /// Offset of the last record contained, or `nil` before the first.
     package internal(set) var lastOffset: Offset?
+    /// In ascending order of id.
     package internal(set) var brokers: [BrokerImage] = []
+    /// Brokers that the cluster is configured with, registered or not; of this process, not of the metadata.
+    package internal(set) var configuredBrokerCount = 1
     /// Finalized feature levels by name, in the order of the names.
     package internal(set) var features: [FeatureLevel] = []
     package internal(set) var brokerValues: BrokerConfigValues
@@ -142,6 +155,13 @@ package struct MetadataImage: Sendable {
     package internal(set) var groupConfigurationNumber: Int64 = 0
     /// Values per resource; a topic's also stand in its ``TopicImage``, a group's in `groupValues`.
     var configs: TreeDictionary<ConfigResource, [String: String]> = [:]
+
+    /// Quotas of users, client ids and addresses (KIP-546), see ``ClientQuotas``.
+    package internal(set) var clientQuotas = ClientQuotas()
+    /// SCRAM credentials by user and mechanism (KIP-554).
+    var credentials: TreeDictionary<ScramUser, ScramCredential> = [:]
+    /// Access control entries by id.
+    var accessControls: TreeDictionary<UniversalID, AccessControl> = [:]
 
     package struct FeatureLevel: Sendable, Equatable {
         package let name: String
@@ -166,7 +186,23 @@ package struct MetadataImage: Sendable {
         topic(named: topicPartition.topic)?.partition(topicPartition.partition)
     }
 
-    package func broker(_ id: BrokerID) -> BrokerImage? { brokers.first { $0.id == id } }
+    package func broker(_ id: BrokerID) -> BrokerImage? { brokerPosition(id).map { brokers[$0] } }
+
+    func brokerPosition(_ id: BrokerID) -> Int? {
+        var range = brokers.startIndex..<brokers.endIndex
+        while !range.isEmpty {
+            let middle = range.lowerBound + range.count / 2
+            if brokers[middle].id == id { return middle }
+            range = brokers[middle].id < id ? middle + 1..<range.upperBound : range.lowerBound..<middle
+        }
+        return nil
+    }
+
+    /// Brokers that may lead and be in sync.
+    package var activeBrokerCount: Int { brokers.count { $0.isActive } }
+
+    /// Whether replicas outside the in-sync set are kept as eligible leaders (KIP-966).
+    package var usesEligibleLeaderReplicas: Bool { featureLevel(Features.eligibleLeaderReplicas) >= 1 }
 
     /// All topics in the order of their names. Sorts: meant for listings and start-up, not for each request.
     package func sortedTopics() -> [TopicImage] {
@@ -175,10 +211,14 @@ package struct MetadataImage: Sendable {
 
     package func featureLevel(_ name: String) -> Int16 { features.first { $0.name == name }?.level ?? 0 }
 
-    /// Replicas a topic gets when nothing is said: 3 where three brokers are registered, else 1.
+    /// Replicas a topic gets when nothing is said: 3 where three brokers are configured or registered, else 1.
     package func replicationFactor(configured: Int16?) -> Int16 {
-        configured ?? (brokers.count >= 3 ? 3 : 1)
+        configured ?? (max(brokers.count, configuredBrokerCount) >= 3 ? 3 : 1)
     }
+
+    /// Brokers that must be there before a topic of the coordinators is created: with fewer it would have fewer
+    /// replicas than the cluster is meant to give it, for good.
+    package var brokersForInternalTopics: Int { min(3, configuredBrokerCount) }
 }
 
 /// What changed between two published images; each list in ascending order of topic name.
@@ -195,7 +235,13 @@ package struct MetadataDelta: Sendable, Equatable {
     /// Topics that existed before and whose effective configuration is another.
     package var reconfiguredTopics: [Topic] = []
     package var brokerConfigurationChanged = false
+    /// Of the topics in `changedTopics`, the partitions that are new or changed, in ascending order.
+    package var changedPartitions: [UniversalID: [Int32]] = [:]
+    /// Brokers that have registered, changed or gone, in ascending order.
+    package var changedBrokers: [BrokerID] = []
     package var brokersChanged = false
+    /// Quotas, credentials or access control entries are others.
+    package var accessChanged = false
     package var featuresChanged = false
 
     package init() {}

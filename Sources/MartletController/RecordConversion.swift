@@ -39,11 +39,21 @@ extension PartitionImage {
         return record
     }
 
+    mutating func clearEligible() {
+        eligibleLeaderReplicas = []
+        lastKnownEligibleReplicas = []
+        partitionEpoch += 1
+    }
+
     /// Applies what changed. A new leader, or none, starts a new leader epoch; every change a new partition
     /// epoch (KIP-631: both are derived on replay, not stored in the change).
     mutating func apply(_ change: PartitionChangeRecord) {
-        if let isr = change.isr { self.isr = isr.map { BrokerID($0) } }
         if let replicas = change.replicas { self.replicas = replicas.map { BrokerID($0) } }
+        if let isr = change.isr {
+            let members = isr.map { BrokerID($0) }
+            // Most partitions are fully in sync: equal arrays share one allocation.
+            self.isr = members == replicas ? replicas : members
+        }
         if let removing = change.removingReplicas { removingReplicas = removing.map { BrokerID($0) } }
         if let adding = change.addingReplicas { addingReplicas = adding.map { BrokerID($0) } }
         if let directories = change.directories { self.directories = directories }

@@ -7,8 +7,8 @@ extension MetadataImage {
     /// run. Loading a snapshot is replaying these records into an empty core.
     ///
     /// Order: features with `metadata.version` first, cluster id, brokers by id, configurations of brokers
-    /// and groups, then per topic in the order of the names the topic, its configurations and its partitions by index, and last
-    /// the producer ids.
+    /// and groups, then per topic in the order of the names the topic, its configurations and its partitions by
+    /// index, quotas, credentials and access control entries, and last the producer ids.
     package func snapshotRecords() -> [MetadataRecord] {
         var records: [MetadataRecord] = []
         records.reserveCapacity(features.count + brokers.count + topicCount * 2 + partitionCount + 2)
@@ -44,6 +44,8 @@ extension MetadataImage {
                 records.append(.partition(partition.record(topicID: topic.id, index: index)))
             }
         }
+        records += quotaRecords()
+        records += accessRecords()
         if nextProducerID > 0 {
             var record = ProducerIdsRecord()
             record.brokerID = -1
@@ -64,5 +66,11 @@ extension MetadataImage {
 
 extension ClusterController {
     /// See ``MetadataImage/snapshotRecords()``; of everything replayed so far.
-    package borrowing func snapshotRecords() -> [MetadataRecord] { state.snapshotRecords() }
+    ///
+    /// While a transaction of records is open, there is no offset that a snapshot could stand for.
+    package borrowing func snapshotRecords() -> [MetadataRecord] {
+        let isOpen = isInTransaction
+        precondition(!isOpen, "a snapshot in the middle of a transaction of records")
+        return state.snapshotRecords()
+    }
 }

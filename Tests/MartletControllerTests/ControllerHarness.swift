@@ -40,7 +40,7 @@ final class ControllerHarness {
             feature.maxSupportedVersion = $0.maximum
             return feature
         }
-        let decision = controller.decide(request, nextOffset: Offset(Int64(log.count)))
+        let decision = controller.decide(request, nextOffset: Offset(Int64(log.count)), now: Instant(nanoseconds: 0))
         try append(decision.records)
         var heartbeat = BrokerHeartbeatRequest()
         heartbeat.brokerID = id

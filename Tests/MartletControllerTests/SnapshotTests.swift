@@ -82,7 +82,7 @@ import Testing
         #expect(throws: ReplayError.partitionGap(id, expected: 1, found: 5)) {
             try harness.append([.partition(partition)])
         }
-        #expect(throws: ReplayError.self) { try harness.append([.clearElr(ClearElrRecord())]) }
+        #expect(throws: ReplayError.self) { try harness.append([.delegationToken(DelegationTokenRecord())]) }
     }
 
     @Test func `a change of leader starts a new leader epoch, any change a new partition epoch`() throws {

@@ -110,7 +110,7 @@ import Testing
             ("no.such.config", "1"), ("remote.storage.enable", "true"), ("compression.type", "rar"),
             ("retention.ms", nil), ("message.format.version", "3.0"), ("min.cleanable.dirty.ratio", "1.5"),
             ("martlet.durability", "maybe"), ("max.compaction.lag.ms", "1000"),
-            ("unclean.leader.election.enable", "true"),
+            ("unclean.leader.election.enable", "perhaps"),
         ]
         for (name, value) in cases {
             let result = try harness.create("t", configs: [(name, value)])

@@ -73,6 +73,7 @@ package final class ControllerShell: @unchecked Sendable {
         snapshotEnd = loaded.snapshotEnd ?? .zero
         for (record, offset) in loaded.records { try core.replay(record, at: offset) }
         lastImage = core.publish().image
+        try appendBlocking(core.openingRecords)
         if loaded.records.isEmpty {
             try appendBlocking(ClusterController.bootstrapRecords(clusterID: clusterID))
         }
@@ -122,13 +123,21 @@ package final class ControllerShell: @unchecked Sendable {
         var image: MetadataImage?
         var deletedTopics: [String] = []
         if !decision.records.isEmpty {
+            var writtenCount = 0
             do {
-                try write(decision.records)
+                for batch in decision.batches {
+                    try write(batch)
+                    writtenCount += 1
+                }
                 let published = core.publish()
                 image = published.image
                 deletedTopics = published.delta.deletedTopics.map(\.name)
             } catch {
                 logger.error("metadata change failed", metadata: ["cause": "\(error)"])
+                if writtenCount > 0 {
+                    // Half of a transaction is in the log; the next start undoes it.
+                    failure = MetadataLogError(description: "a metadata change was written in part: \(error)")
+                }
                 promise.fail(error)
                 return
             }

@@ -278,8 +278,37 @@ extension ClusterController {
         case .broker, .group: break
         }
         let current = state.configs[target] ?? [:]
-        return Set(current.keys).union(values.keys).sorted().compactMap { name in
+        var records: [MetadataRecord] = Set(current.keys).union(values.keys).sorted().compactMap { name in
             current[name] == values[name] ? nil : .config(resource: target, name: name, value: values[name])
+        }
+        if current[TopicConfigName.minInsyncReplicas] != values[TopicConfigName.minInsyncReplicas],
+            !suspended.contains(.eligibleReset)
+        {
+            records += eligibleReset(target)
+        }
+        return records
+    }
+
+    /// Who is eligible was counted against the old minimum of the in-sync set; with another, a leader may commit
+    /// without them (KIP-966). Partitions with nobody in sync commit nothing: they keep what they can be led by.
+    private borrowing func eligibleReset(_ target: ConfigResource) -> [MetadataRecord] {
+        let ids: [UniversalID]
+        switch target {
+        case .topic(let name): ids = state.topicIDs[name].map { [$0] } ?? []
+        case .broker: ids = state.topics.keys.sorted()
+        case .group: ids = []
+        }
+        return ids.flatMap { id in
+            (state.topics[id]?.eligiblePositions ?? []).compactMap { position in
+                guard let partition = state.topics[id]?.partitions[position], !partition.isr.isEmpty,
+                    !partition.eligibleLeaderReplicas.isEmpty
+                else { return nil }
+                var record = PartitionChangeRecord()
+                record.topicID = id
+                record.partitionID = Int32(position)
+                record.eligibleLeaderReplicas = []
+                return .partitionChange(record)
+            }
         }
     }
 }

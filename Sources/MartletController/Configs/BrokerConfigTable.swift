@@ -1,5 +1,10 @@
 package enum BrokerConfigName {
     package static let advertisedListeners = "advertised.listeners"
+    package static let autoLeaderRebalance = "auto.leader.rebalance.enable"
+    package static let brokerHeartbeatInterval = "broker.heartbeat.interval.ms"
+    package static let brokerSessionTimeout = "broker.session.timeout.ms"
+    package static let leaderImbalanceCheckInterval = "leader.imbalance.check.interval.seconds"
+    package static let uncleanElectionInterval = "unclean.leader.election.interval.ms"
     package static let autoCreateTopics = "auto.create.topics.enable"
     package static let connectionsMaxIdle = "connections.max.idle.ms"
     package static let defaultReplicationFactor = "default.replication.factor"
@@ -56,7 +61,7 @@ package enum BrokerConfigTable {
     private static let tiered = "there is no tiered storage"
 
     package static let table = ConfigTable(
-        topicDefaults + broker + groups + ShareConfigTable.broker + transactions + accepted
+        topicDefaults + broker + cluster + groups + ShareConfigTable.broker + transactions + accepted
     )
 
     /// Broker-wide defaults of topic configurations, derived from the topic table so that both agree.
@@ -231,6 +236,24 @@ package enum BrokerConfigTable {
             "Segment size of the internal topic of committed offsets."),
     ]
 
+    private static let cluster: [ConfigDefinition] = [
+        .init(
+            BrokerConfigName.autoLeaderRebalance, .boolean, default: "true", readOnly: true,
+            "Whether the controller gives leadership back to the preferred replicas of partitions from time to time."),
+        .init(
+            BrokerConfigName.brokerHeartbeatInterval, .int, default: "500", .atLeast(1), readOnly: true,
+            "Milliseconds between two heartbeats of a broker to the controller."),
+        .init(
+            BrokerConfigName.brokerSessionTimeout, .int, default: "3000", .atLeast(1), readOnly: true,
+            "Milliseconds without a heartbeat after which the controller takes a broker for dead."),
+        .init(
+            BrokerConfigName.leaderImbalanceCheckInterval, .long, default: "300", .atLeast(1), readOnly: true,
+            "Seconds between two times that the controller gives leadership back to preferred replicas."),
+        .init(
+            BrokerConfigName.uncleanElectionInterval, .long, default: "300000", .atLeast(1), readOnly: true,
+            "Milliseconds between two looks for partitions without a leader whose topic allows an unclean one."),
+    ]
+
     static func ignored(
         _ name: String, _ type: ConfigType, _ defaultValue: String?, _ reason: String
     ) -> ConfigDefinition {
@@ -241,10 +264,7 @@ package enum BrokerConfigTable {
 
     private static let accepted: [ConfigDefinition] = [
         ignored("authorizer.class.name", .string, "", security),
-        ignored("auto.leader.rebalance.enable", .boolean, "true", quorum),
         ignored("background.threads", .int, "10", threads),
-        ignored("broker.heartbeat.interval.ms", .int, "2000", quorum),
-        ignored("broker.session.timeout.ms", .int, "9000", quorum),
         ignored("connection.failed.authentication.delay.ms", .int, "100", security),
         ignored("controlled.shutdown.enable", .boolean, "true", quorum),
         ignored("controller.listener.names", .list, nil, quorum),
@@ -267,7 +287,6 @@ package enum BrokerConfigTable {
             "records of one turn of the loop are appended together"),
         ignored("group.coordinator.threads", .int, "4", threads),
         ignored("inter.broker.listener.name", .string, nil, quorum),
-        ignored("leader.imbalance.check.interval.seconds", .long, "300", quorum),
         ignored("listener.security.protocol.map", .string, "PLAINTEXT:PLAINTEXT", security),
         ignored("log.cleaner.dedupe.buffer.size", .long, "134217728", cleaner),
         ignored(
@@ -315,7 +334,6 @@ package enum BrokerConfigTable {
         ignored("socket.receive.buffer.bytes", .int, "102400", "the system sizes socket buffers"),
         ignored("socket.send.buffer.bytes", .int, "102400", "the system sizes socket buffers"),
         ignored("transaction.state.log.min.isr", .int, "2", quorum),
-        ignored("unclean.leader.election.interval.ms", .long, "300000", quorum),
     ]
 
     /// Why a value given before start is not acceptable, or `nil`. Names the key, the value, what is allowed.

@@ -1,6 +1,13 @@
 /// Effective broker configurations that the cores and the handlers above them read as numbers.
 package struct BrokerConfiguration: Sendable, Equatable {
     package var autoCreateTopics: Bool
+    /// Whether the controller gives leadership back to preferred replicas by itself.
+    package var balancesLeaders: Bool
+    package var leaderBalanceIntervalMilliseconds: Int64
+    package var brokerHeartbeatIntervalMilliseconds: Int64
+    /// Silence after which the controller fences a broker.
+    package var brokerSessionTimeoutMilliseconds: Int64
+    package var uncleanElectionIntervalMilliseconds: Int64
     package var deleteTopicEnable: Bool
     package var defaultPartitionCount: Int32
     /// `nil`: 3 in a cluster of three or more brokers, else 1.
@@ -55,6 +62,13 @@ package struct BrokerConfiguration: Sendable, Equatable {
         func number(_ name: String) -> Int64 { text(name).flatMap(Int64.init) ?? 0 }
 
         autoCreateTopics = text(BrokerConfigName.autoCreateTopics) == "true"
+        balancesLeaders = text(BrokerConfigName.autoLeaderRebalance) == "true"
+        let (balance, overflow) = number(BrokerConfigName.leaderImbalanceCheckInterval)
+            .multipliedReportingOverflow(by: 1_000)
+        leaderBalanceIntervalMilliseconds = overflow ? .max : balance
+        brokerHeartbeatIntervalMilliseconds = number(BrokerConfigName.brokerHeartbeatInterval)
+        brokerSessionTimeoutMilliseconds = number(BrokerConfigName.brokerSessionTimeout)
+        uncleanElectionIntervalMilliseconds = number(BrokerConfigName.uncleanElectionInterval)
         deleteTopicEnable = text(BrokerConfigName.deleteTopicEnable) == "true"
         defaultPartitionCount = Int32(clamping: number(BrokerConfigName.numPartitions))
         defaultReplicationFactor = optional(BrokerConfigName.defaultReplicationFactor).map {

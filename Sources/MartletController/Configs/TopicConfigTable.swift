@@ -22,6 +22,7 @@ package enum TopicConfigName {
     package static let minCleanableDirtyRatio = "min.cleanable.dirty.ratio"
     package static let minCompactionLag = "min.compaction.lag.ms"
     package static let minInsyncReplicas = "min.insync.replicas"
+    package static let uncleanLeaderElection = "unclean.leader.election.enable"
     package static let retentionBytes = "retention.bytes"
     package static let retention = "retention.ms"
     package static let segmentBytes = "segment.bytes"
@@ -206,11 +207,9 @@ package enum TopicConfigTable {
             "Milliseconds after which a segment is closed even if it is not full, so that retention can reach its records."
         ),
         .init(
-            "unclean.leader.election.enable", .boolean, default: "false",
-            support: .defaultOnly(
-                "electing a replica that may lack acknowledged records would break the durability promise"),
+            TopicConfigName.uncleanLeaderElection, .boolean, default: "false",
             synonyms: [.init("unclean.leader.election.enable")],
-            "Let a replica outside the in-sync set become leader as a last resort, losing records."),
+            "Let a replica that may lack acknowledged records become leader as a last resort: they are lost then."),
     ])
 
     /// Names that users of other releases may still send, with the reason why they are refused.

@@ -55,6 +55,8 @@ package struct TopicConfiguration: Sendable, Equatable {
     package var segmentIndexBytes: Int
     package var segmentJitterMilliseconds: Int64
     package var segmentMilliseconds: Int64
+    /// Whether a replica that may lack acknowledged records leads rather than nobody.
+    package var uncleanLeaderElection: Bool
 
     /// Everything at its built-in default.
     package static let standard = TopicConfiguration(overrides: [:], broker: BrokerConfigValues())
@@ -103,5 +105,6 @@ package struct TopicConfiguration: Sendable, Equatable {
         segmentIndexBytes = Int(number(TopicConfigName.segmentIndexBytes))
         segmentJitterMilliseconds = number(TopicConfigName.segmentJitter)
         segmentMilliseconds = number(TopicConfigName.segmentInterval)
+        uncleanLeaderElection = text(TopicConfigName.uncleanLeaderElection) == "true"
     }
 }

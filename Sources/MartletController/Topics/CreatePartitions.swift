@@ -64,7 +64,7 @@ extension ClusterController {
         }
         let added = Int(request.count) - current
         try checkCapacity(adding: added, topics: 0, batch: batch)
-        let factor = topic.partitions.first?.replicas.count ?? 1
+        let factor = topic.partitions.first.map { $0.replicas.count - $0.addingReplicas.count } ?? 1
         let placements: [[BrokerID]]
         if let manual = request.assignments {
             guard manual.count == added else {
@@ -75,8 +75,8 @@ extension ClusterController {
             var checked: [[BrokerID]] = []
             for (index, assignment) in manual.enumerated() {
                 checked.append(
-                    try ReplicaPlacement.checked(
-                        assignment.brokerIDs, partition: current + index, brokers: state.brokers,
+                    try ReplicaPlacement.checkedForNew(
+                        assignment.brokerIDs, partition: current + index, image: state,
                         replicationFactor: factor))
             }
             placements = checked

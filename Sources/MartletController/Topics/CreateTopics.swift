@@ -145,6 +145,12 @@ extension ClusterController {
         if TopicName.isInternal(name), origin == .client {
             throw .init(.invalidRequest, "Topic \(name) is internal: the broker creates it when it is needed")
         }
+        if TopicName.isInternal(name), state.activeBrokerCount < state.brokersForInternalTopics {
+            throw .init(
+                .coordinatorNotAvailable,
+                "Topic \(name) waits for \(state.brokersForInternalTopics) brokers; \(state.activeBrokerCount) are here"
+            )
+        }
         guard let canonical = Self.canonicalName(name) else { return }
         if let other = (collidingNames[canonical] ?? batch.names[canonical])?.first {
             throw .init(
@@ -224,8 +230,8 @@ extension ClusterController {
                 )
             }
             assignments.append(
-                try ReplicaPlacement.checked(
-                    assignment.brokerIDs, partition: index, brokers: state.brokers,
+                try ReplicaPlacement.checkedForNew(
+                    assignment.brokerIDs, partition: index, image: state,
                     replicationFactor: assignments.first?.count))
         }
         return assignments
@@ -250,10 +256,10 @@ extension ClusterController {
         }
     }
 
-    /// A partition starts fully in sync under its first replica that is not fenced.
+    /// A partition starts with all active replicas in sync, under the first of them.
     borrowing func partitionRecord(topicID: UniversalID, index: Int, replicas: [BrokerID]) -> PartitionRecord
     {
-        let live = replicas.filter { id in state.brokers.contains { $0.id == id && !$0.isFenced } }
+        let live = replicas.filter { state.broker($0)?.isActive == true }
         var record = PartitionRecord()
         record.partitionID = Int32(index)
         record.topicID = topicID
