@@ -272,6 +272,18 @@ import Testing
                 operation(1, .unknown, .commit(GroupOffset("g", here, 5))), commits[1],
                 operation(2, .committed(GroupOffset("g", here, 5))),
             ]))
+        // And its member goes on from there.
+        let late = [
+            operation(1, .unknown, .commit(GroupOffset("g", here, 5))), commits[1],
+            operation(1, .committed(GroupOffset("g", here, 5))), operation(1, .commit(GroupOffset("g", here, 6))),
+        ]
+        expect([], history(late + [operation(2, .committed(GroupOffset("g", here, 6)))]))
+        expect(
+            [.offsetRegression],
+            history(
+                late + [
+                    operation(1, .commit(GroupOffset("g", here, 7))), operation(2, .committed(GroupOffset("g", here, 6))),
+                ]))
         // Asked for before the commit was acknowledged.
         expect(
             [],

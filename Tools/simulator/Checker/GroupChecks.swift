@@ -85,9 +85,12 @@ enum GroupChecks {
         }
         let shown = firstSightings(history, log)
         var findings: [Finding] = []
+        // When it was last seen that a commit of unknown end had arrived late: the member goes on from there.
+        var fallen: [Holder: Int64] = [:]
         for (index, operation) in history.operations.enumerated() where operation.outcome == .succeeded {
             for case .committed(let read) in operation.steps {
-                let known = commits[Holder(group: read.group, place: read.place)] ?? []
+                let holder = Holder(group: read.group, place: read.place)
+                let known = commits[holder] ?? []
                 let name = "\(read.group) \(read.place)"
                 if read.offset >= 0, !known.contains(where: { $0.offset == read.offset && $0.outcome != .failed }) {
                     findings.append(
@@ -97,11 +100,16 @@ enum GroupChecks {
                 }
                 if let higher = known.last(where: {
                     $0.outcome == .succeeded && $0.end < operation.start && $0.offset > read.offset
-                }), !mayFollow(read.offset, higher, in: known) {
-                    findings.append(
-                        Finding(
-                            .offsetRegression, "\(name) is at \(read.offset) after \(higher.offset)",
-                            operations: [higher.operation, index]))
+                        && $0.end >= fallen[holder] ?? .min
+                }) {
+                    if mayFollow(read.offset, higher, in: known) {
+                        fallen[holder] = operation.start
+                    } else {
+                        findings.append(
+                            Finding(
+                                .offsetRegression, "\(name) is at \(read.offset) after \(higher.offset)",
+                                operations: [higher.operation, index]))
+                    }
                 }
                 if let torn = known.last(where: {
                     $0.outcome == .unknown && $0.offset > read.offset && (shown[$0.operation] ?? .max) < operation.start
