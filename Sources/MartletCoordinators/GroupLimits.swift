@@ -22,8 +22,9 @@ package enum GroupLimits {
     package static let expirationStepOffsetLimit = 20_000
     /// Tombstones in one record batch when offsets expire or topics go; the rest follows at once.
     package static let tombstoneBatchLimit = 10_000
-    /// Characters kept of a reason that a client gives (KIP-800).
+    /// Unicode scalars kept of a client's words in reasons (KIP-800) and messages. A character may have any number.
     package static let reasonLengthLimit = 255
+    static func shortened(_ words: String) -> String { String(words.unicodeScalars.prefix(reasonLengthLimit)) }
     /// Milliseconds a member that has never been in a generation may wait for its first rebalance to end:
     /// it cannot send heartbeats before (Kafka's constant of the same meaning).
     package static let newMemberJoinTimeoutMilliseconds: Int64 = 5 * 60 * 1000

@@ -79,7 +79,55 @@ extension GroupCoordinatorShard {
     }
 }
 
+extension GroupRequest {
+    /// The group and the member that a member's request is about; `nil` for what administrators and coordinators ask.
+    package var subject: (group: String, member: String)? {
+        switch self {
+        case .joinGroup(let request, _, _): (request.groupID, request.memberID)
+        case .syncGroup(let request): (request.groupID, request.memberID)
+        case .heartbeat(let request): (request.groupID, request.memberID)
+        case .leaveGroup(let request): (request.groupID, request.members.first?.memberID ?? "")
+        case .offsetCommit(let request, _), .txnOffsetCommit(let request, _): (request.groupID, request.memberID)
+        case .offsetFetch(let request, _): (request.groupID, request.memberID ?? "")
+        case .consumerGroupHeartbeat(let request, _, _): (request.groupID, request.memberID)
+        case .shareGroupHeartbeat(let request, _): (request.groupID, request.memberID)
+        case .endTransaction, .describeGroups, .listGroups, .deleteGroups, .offsetDelete, .consumerGroupDescribe,
+            .lastRebalances, .shareGroupDescribe, .alterShareOffsets, .deleteShareOffsets, .sharePartitions:
+            nil
+        }
+    }
+}
+
 extension GroupResponse {
+    /// The first thing that a member was refused, and the words that go with it.
+    package var refusal: (code: ErrorCode, message: String?)? {
+        var code: Int16 = 0
+        var message: String?
+        switch self {
+        case .joinGroup(let response): code = response.errorCode
+        case .syncGroup(let response): code = response.errorCode
+        case .heartbeat(let response): code = response.errorCode
+        case .leaveGroup(let response):
+            code = response.errorCode
+            if code == 0 { code = response.members.first { $0.errorCode != 0 }?.errorCode ?? 0 }
+        case .offsetCommit(let response):
+            for topic in response.topics where code == 0 {
+                code = topic.partitions.first { $0.errorCode != 0 }?.errorCode ?? 0
+            }
+        case .offsetFetch(let response): code = response.errorCode
+        case .consumerGroupHeartbeat(let response):
+            code = response.errorCode
+            message = response.errorMessage
+        case .shareGroupHeartbeat(let response):
+            code = response.errorCode
+            message = response.errorMessage
+        case .transactionEnded, .describeGroups, .listGroups, .deleteGroups, .offsetDelete, .consumerGroupDescribe,
+            .lastRebalances, .shareGroupDescribe, .alterShareOffsets, .deleteShareOffsets, .sharePartitions:
+            break
+        }
+        return code == 0 ? nil : (ErrorCode(rawValue: code), message)
+    }
+
     /// The answer that was prepared, turned into a refusal because its append was lost. Parts that had
     /// failed before keep their own codes.
     func refused(_ code: ErrorCode, commitCode: ErrorCode) -> GroupResponse {

@@ -62,6 +62,7 @@ package final class BrokerLoop: @unchecked Sendable {
     /// What goes to the other loops at the end of the turn, by their index.
     private var outgoing: [Parcel]
     private var routes = ProduceRoutes()
+    private var refusals = RefusalLog()
     package private(set) var isStopping = false
     private var isClosingConnections = false
 
@@ -327,6 +328,7 @@ package final class BrokerLoop: @unchecked Sendable {
         connections[connection.id] = nil
         services.loops.noteConnections(connections.count, of: self)
         if connections.isEmpty {
+            refusals.tellOmitted(now: .distantFuture, logger)
             sweepTask?.cancel()
             sweepTask = nil
         }
@@ -339,6 +341,12 @@ package final class BrokerLoop: @unchecked Sendable {
     private func sweepConnections() {
         let now = eventLoop.now
         for connection in connectionsInOrder { connection.sweep(now: now) }
+        refusals.tellOmitted(now: now, logger)
+    }
+
+    /// One line for a request that is refused for a reason of the client's; see ``RefusalLog``.
+    package func logRefusal(_ code: ErrorCode, _ cause: String?, client: String?, about: [(String, String)]) {
+        refusals.log(code, cause, client: client, about: about, now: eventLoop.now, logger)
     }
 
     // MARK: Shutdown

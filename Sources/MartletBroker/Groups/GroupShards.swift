@@ -109,6 +109,7 @@ extension RequestContext {
             shard.submit(request) { promise.succeed($0) }
         }
         if target === loop { run(loop) } else { target.post(run) }
+        promise.futureResult.assumeIsolated().whenSuccess { self.logRefusal(of: request, $0) }
         return promise.futureResult
     }
 

@@ -46,6 +46,7 @@ extension RequestContext {
             return promise.futureResult
         }
         let key = PartitionKey(topicID: topicID, partition: partition.partition)
+        promise.futureResult.assumeIsolated().whenSuccess { self.logRefusal(of: commit.groupRequest, $0) }
         services.loops.loop(of: key).post { target in
             target.groups.submit(commit, to: key, named: partition) { promise.succeed($0) }
         }

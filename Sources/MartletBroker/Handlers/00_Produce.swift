@@ -339,6 +339,7 @@ package enum ProduceHandler {
         response.responses.reserveCapacity(request.topicData.count)
         var index = 0
         var leaders: [Int32] = []
+        var isLogged = false
         for topicData in request.topicData {
             var topic = ProduceResponse.TopicProduceResponse()
             topic.name = topicData.name
@@ -355,6 +356,13 @@ package enum ProduceHandler {
                 case .refused(let refusal):
                     fill(&partition, with: refusal)
                     if let leader = refusal.leader, !leaders.contains(leader.id) { leaders.append(leader.id) }
+                    if !isLogged, refusal.error.isWorthALine {
+                        isLogged = true
+                        let name = context.image.topic(id: topic.topicID)?.name ?? topic.name
+                        context.loop.logRefusal(
+                            refusal.error, refusal.message, client: context.header.clientID,
+                            about: [("api", "\(context.header.apiKey)"), ("partition", "\(name)-\(partition.index)")])
+                    }
                 }
                 index += 1
                 topic.partitionResponses.append(partition)

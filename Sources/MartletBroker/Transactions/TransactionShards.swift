@@ -98,6 +98,7 @@ extension RequestContext {
     /// Runs a request on the shard of its transactional id; the future completes on this connection's loop.
     package func coordinate(_ request: TransactionRequest) -> EventLoopFuture<TransactionResponse> {
         let promise = loop.eventLoop.makePromise(of: TransactionResponse.self)
+        promise.futureResult.assumeIsolated().whenSuccess { self.logRefusal(of: request, $0) }
         loop.coordinate(request) { promise.succeed($0) }
         return promise.futureResult
     }

@@ -323,7 +323,7 @@ struct ClassicGroup {
     private mutating func prepareRebalance(_ reason: String, _ memberID: String?, _ outbox: inout Outbox) {
         let wasEmpty = phase == .empty
         if !wasEmpty { dropSyncs(.rebalanceInProgress, &outbox) }
-        rebalanceStart = (String(reason.prefix(GroupLimits.reasonLengthLimit)), memberID, outbox.now)
+        rebalanceStart = (GroupLimits.shortened(reason), memberID, outbox.now)
         let longest = Int64(members.inOrder.map(\.rebalanceTimeoutMilliseconds).max() ?? 0)
         let delay = wasEmpty ? min(outbox.configuration.initialRebalanceDelayMilliseconds, longest) : longest
         let deadline = outbox.instant(inMilliseconds: delay)

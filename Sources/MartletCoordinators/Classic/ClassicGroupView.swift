@@ -138,6 +138,6 @@ extension ClassicGroup {
     /// A client's words, in brackets, for a reason.
     static func quoted(_ reason: String?) -> String {
         guard let reason, !reason.isEmpty else { return "" }
-        return " (client: \(reason.prefix(GroupLimits.reasonLengthLimit)))"
+        return " (client: \(GroupLimits.shortened(reason)))"
     }
 }

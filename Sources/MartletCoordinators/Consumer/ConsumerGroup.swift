@@ -275,7 +275,8 @@ struct ConsumerGroup {
             let problem = TopicPattern.problem(text)
         {
             throw GroupRefusal(
-                .invalidRegularExpression, "SubscribedTopicRegex \(text) is not valid: \(problem).")
+                .invalidRegularExpression,
+                "SubscribedTopicRegex \(GroupLimits.shortened(text)) is not valid: \(problem).")
         }
         try checkDescription(
             describe(request, client, members[replaced ?? memberID]), memberID, inPlaceOf: replaced ?? memberID)
@@ -477,7 +478,7 @@ struct ConsumerGroup {
         write(.consumerGroup(id, epoch: epoch == .max ? 1 : epoch + 1, metadataHash: hash))
         if rebalance == nil {
             rebalance = RunningRebalance(
-                reason: String(reason.prefix(GroupLimits.reasonLengthLimit)), memberID: memberID,
+                reason: GroupLimits.shortened(reason), memberID: memberID,
                 start: outbox.now)
         } else {
             rebalance?.laterCauseCount += 1

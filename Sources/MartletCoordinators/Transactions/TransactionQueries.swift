@@ -94,6 +94,15 @@ extension TransactionCoordinatorShard {
 }
 
 extension TransactionResponse {
+    /// The first thing that was refused; of what administrators ask, nothing.
+    package var refusal: ErrorCode? {
+        switch self {
+        case .initialized(_, let code), .ended(_, let code): code == .none ? nil : code
+        case .partitions(let outcomes): outcomes.first { $0.error.rawValue != 0 && $0.error != .operationNotAttempted }?.error
+        case .described, .listed: nil
+        }
+    }
+
     /// The answer that was prepared, turned into a refusal because its append was lost. Parts that had failed
     /// before keep their own codes.
     func refused(_ code: ErrorCode) -> TransactionResponse {

@@ -137,7 +137,7 @@ package enum TransactionRequest: Sendable, Equatable {
     }
 
     /// Whom the client takes itself for, if it says so.
-    var producer: ProducerIdentity? {
+    package var producer: ProducerIdentity? {
         switch self {
         case .initialize(_, _, let expected): expected
         case .addPartitions(_, let producer, _, _), .verifyPartitions(_, let producer, _),
