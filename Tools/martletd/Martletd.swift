@@ -53,11 +53,7 @@ struct Martletd: AsyncParsableCommand {
         guard let level = Logger.Level(rawValue: logLevel) else {
             try fail("--log-level '\(logLevel)' is not one of \(Logger.Level.allCases.map(\.rawValue).joined(separator: ", "))")
         }
-        LoggingSystem.bootstrap { label in
-            var handler = StreamLogHandler.standardError(label: label)
-            handler.logLevel = level
-            return handler
-        }
+        LoggingSystem.bootstrap { LineLogHandler(label: $0, level: level) }
         let settings: BrokerSettings
         do throws(SettingsError) {
             settings = try resolve()

@@ -52,11 +52,7 @@ struct DevCommand: AsyncParsableCommand {
             throw CommandFailure("\(error)", exitCode: .usage)
         }
         let level: Logger.Level = verbose ? .info : .warning
-        LoggingSystem.bootstrap { label in
-            var handler = StreamLogHandler.standardError(label: label)
-            handler.logLevel = level
-            return handler
-        }
+        LoggingSystem.bootstrap { LineLogHandler(label: $0, level: level) }
         // Before the ready line: whoever reads it may stop us at once.
         let signals = await UnixSignalsSequence(trapping: .sigint, .sigterm)
         let broker: Broker
