@@ -59,6 +59,8 @@ package struct GroupCoordinatorShard: ~Copyable {
     var nextShareOrder: UInt64 = 1
     var groupDeletions: [RequestID: GroupDeletion] = [:]
     private(set) var catalog = TopicCatalog.empty
+    /// See ``hasRoom(forMemberBytes:)``.
+    var memberBytes = 0
     private(set) var offsets = OffsetStore()
     var pendingOffsets = PendingOffsets()
     private var nextToken: UInt64 = 1
@@ -130,6 +132,7 @@ package struct GroupCoordinatorShard: ~Copyable {
             }
             for id in consumerGroups.keys.sorted() { consumerGroups[id]?.load(into: &outbox) }
             for id in shareGroups.keys.sorted() { shareGroups[id]?.load(into: &outbox) }
+            memberBytes = countMemberBytes()
         case .requested(let id, let request):
             switch state {
             case .active: handle(id, request, &outbox)
@@ -248,25 +251,6 @@ package struct GroupCoordinatorShard: ~Copyable {
         for id in groups.keys.sorted() { groups[id]?.abandon(code, &outbox) }
     }
 
-    /// Codes of a failed append as group requests report them (as Kafka maps them): look for the coordinator
-    /// again, or try again.
-    private static func coordinatorCode(_ code: ErrorCode) -> ErrorCode {
-        switch code {
-        case .notLeaderOrFollower, .kafkaStorageError: .notCoordinator
-        case .unknownTopicOrPartition, .notEnoughReplicas, .notEnoughReplicasAfterAppend, .requestTimedOut:
-            .coordinatorNotAvailable
-        case .messageTooLarge, .recordListTooLarge, .invalidFetchSize: .unknownServerError
-        case _: code
-        }
-    }
-
-    private static func commitCode(_ code: ErrorCode) -> ErrorCode {
-        switch code {
-        case .messageTooLarge, .recordListTooLarge, .invalidFetchSize: .invalidCommitOffsetSize
-        case _: coordinatorCode(code)
-        }
-    }
-
     // MARK: Requests
 
     private mutating func handle(_ id: RequestID, _ request: GroupRequest, _ outbox: inout Outbox) {
@@ -360,6 +344,12 @@ package struct GroupCoordinatorShard: ~Copyable {
             byteCount <= GroupLimits.memberMetadataBytesLimit,
             names.allSatisfy({ $0.utf8.count <= GroupLimits.nameBytesLimit })
         else { return refuse(.invalidRequest) }
+        // The first of two steps leaves nothing behind.
+        let isKept = !request.memberID.isEmpty || request.groupInstanceID != nil || !traits.requiresKnownMemberID
+        let held = groups[groupID]?.members[request.memberID]?.protocolByteCount ?? 0
+        guard !isKept || hasRoom(forMemberBytes: max(0, byteCount - held)) else {
+            return refuse(.groupMaxSizeReached)
+        }
         if servesClassicMembers(groupID) { return joinConsumerGroup(id, request, client, traits, &outbox) }
         if groups[groupID] == nil {
             // Only a newcomer founds a group; who brings an id believes in one that is gone.

@@ -12,6 +12,9 @@ package enum GroupLimits {
     package static let protocolCountLimit = 64
     /// Bytes of all subscriptions one member sends, over its protocols.
     package static let memberMetadataBytesLimit = 4 * 1024 * 1024
+    /// Bytes that all members of one shard say about themselves: what a broker holds of them must not follow from how
+    /// many groups somebody makes. Ten thousand members with 10 KiB each are below it.
+    package static let shardMemberBytesLimit = 128 * 1024 * 1024
     /// Bytes of one group's record; the offsets topic takes batches of 16 MiB.
     package static let groupRecordBytesLimit = 15 * 1024 * 1024
     /// Bytes of names and metadata in one commit, which becomes one batch; more is refused with 28.

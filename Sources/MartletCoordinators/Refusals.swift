@@ -194,3 +194,24 @@ extension GroupResponse {
         }
     }
 }
+
+extension GroupCoordinatorShard {
+    /// Codes of a failed append as group requests report them (as Kafka maps them): look for the coordinator
+    /// again, or try again.
+    static func coordinatorCode(_ code: ErrorCode) -> ErrorCode {
+        switch code {
+        case .notLeaderOrFollower, .kafkaStorageError: .notCoordinator
+        case .unknownTopicOrPartition, .notEnoughReplicas, .notEnoughReplicasAfterAppend, .requestTimedOut:
+            .coordinatorNotAvailable
+        case .messageTooLarge, .recordListTooLarge, .invalidFetchSize: .unknownServerError
+        case _: code
+        }
+    }
+
+    static func commitCode(_ code: ErrorCode) -> ErrorCode {
+        switch code {
+        case .messageTooLarge, .recordListTooLarge, .invalidFetchSize: .invalidCommitOffsetSize
+        case _: coordinatorCode(code)
+        }
+    }
+}

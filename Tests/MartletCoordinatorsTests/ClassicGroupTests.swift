@@ -39,6 +39,27 @@ private typealias Join = ShardHarness.Join
         #expect(harness.timers.isEmpty)
     }
 
+    @Test func `all members of a shard together say no more than a limit`() throws {
+        let harness = ShardHarness()
+        // About 3 MiB each, and in two steps, as members join.
+        let join = Join(protocols: [("range", Array(repeating: String(repeating: "t", count: 30_000), count: 100))])
+        var members: [String] = []
+        for number in 0..<100 {
+            let (request, member) = harness.joinTwice("g\(number)", join)
+            if harness.joinCode(request) == .groupMaxSizeReached { break }
+            #expect(harness.joinCode(request) == ErrorCode.none)
+            members.append(member)
+        }
+        #expect(members.count > 40 && members.count < 50)
+        // Who is there already may join again.
+        let again = harness.join("g0", Join(member: members[0], protocols: join.protocols))
+        #expect(harness.joinCode(again) == ErrorCode.none)
+        // Others are not harmed, and room comes back when somebody goes.
+        #expect(harness.joinCode(harness.joinTwice("small").request) == ErrorCode.none)
+        harness.advance(30 * 60_000)
+        #expect(harness.joinCode(harness.joinTwice("large", join).request) == ErrorCode.none)
+    }
+
     @Test func `what cannot join is told why`() {
         let harness = ShardHarness()
         #expect(harness.joinCode(harness.join("")) == .invalidGroupID)

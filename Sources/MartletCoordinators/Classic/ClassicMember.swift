@@ -31,6 +31,8 @@ struct ClassicMember {
         return names + (protocolName.map { subscription($0).readableBytes } ?? 0) + 64
     }
 
+    var protocolByteCount: Int { protocols.reduce(0) { $0 + $1.metadata.readableBytes } }
+
     func subscription(_ name: String) -> ByteBuffer {
         protocols.first { $0.name == name }?.metadata ?? ByteBuffer()
     }
@@ -45,6 +47,8 @@ struct MemberTable {
     private(set) var instances: [String: String] = [:]
     private(set) var waitingJoinCount = 0
     private var protocolSupport: [String: Int] = [:]
+    /// Of the subscriptions of all members.
+    private(set) var protocolByteCount = 0
 
     var count: Int { table.count }
     var isEmpty: Bool { table.isEmpty }
@@ -134,6 +138,7 @@ struct MemberTable {
     }
 
     private mutating func count(_ protocols: [JoinGroupRequest.JoinGroupRequestProtocol], by step: Int) {
+        protocolByteCount += step * protocols.reduce(0) { $0 + $1.metadata.readableBytes }
         // A member that names a strategy twice still is one member.
         for name in Set(protocols.map(\.name)) {
             let support = protocolSupport[name, default: 0] + step

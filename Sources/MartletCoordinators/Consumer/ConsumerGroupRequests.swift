@@ -35,6 +35,13 @@ extension GroupCoordinatorShard {
         var response: ConsumerGroupHeartbeatResponse
         do throws(GroupRefusal) {
             try Self.check(request, traits, configuration.consumer)
+            let held = consumerGroups[request.groupID]?.members[request.memberID]?.descriptionByteCount ?? 0
+            guard hasRoom(forMemberBytes: max(0, request.subscriptionByteCount - held)) else {
+                throw GroupRefusal(
+                    .groupMaxSizeReached,
+                    "The members of this coordinator's groups say more than \(GroupLimits.shardMemberBytesLimit) bytes about themselves."
+                )
+            }
             response =
                 request.memberEpoch < 0
                 ? try leaveConsumerGroup(request, &outbox)
