@@ -56,6 +56,19 @@ private func spec(
         #expect(result["b"]?[id(2)] == nil && result["c"]?[id(1)] == nil)
     }
 
+    /// A thousand members times ten thousand partitions: the cost must not be their product.
+    @Test(.timeLimit(.minutes(1))) func `uniform with many members of unlike subscriptions`() {
+        let topics = Array(1...100 as ClosedRange<UInt64>)
+        let counts = Dictionary(uniqueKeysWithValues: topics.map { ($0, 100 as Int32) })
+        let members = (0..<1_000).map { number in
+            ("m\(10_000 + number)", topics.filter { $0 != UInt64(number % 100) + 1 }, [:] as TopicPartitions)
+        }
+        let given = spec(members, counts)
+        let result = ServerAssignor.uniform.assign(given)
+        check(given, result, .uniform, 0)
+        #expect(result.values.allSatisfy { $0.values.reduce(0) { $0 + $1.count } == 10 })
+    }
+
     @Test(arguments: 1...60 as ClosedRange<UInt64>)
     func `assignments are whole, disjoint, balanced, sticky and repeatable`(seed: UInt64) {
         var random = SeededGenerator(seed: seed)

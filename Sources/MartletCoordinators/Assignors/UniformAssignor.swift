@@ -87,7 +87,7 @@ enum UniformAssignor {
             for topic in member.topics { subscribers[topic, default: []].append(index) }
         }
         let topics = subscribers.keys.sorted()
-        let (lists, taken) = kept(spec)
+        let lists = kept(spec).lists
         var loads = lists.map(\.count)
         var owners: [UniversalID: [Int]] = [:]
         for topic in topics {
@@ -96,30 +96,37 @@ enum UniformAssignor {
         for (index, list) in lists.enumerated() {
             for partition in list { owners[partition.topic]?[Int(partition.index)] = index }
         }
-        func lightest(_ topic: UniversalID) -> Int? {
-            subscribers[topic]?.min { (loads[$0], $0) < (loads[$1], $1) }
-        }
-
         // Topics with the fewest subscribers first: the others can still even things out.
         let order = topics.sorted {
             (subscribers[$0]?.count ?? 0, $0) < (subscribers[$1]?.count ?? 0, $1)
         }
-        for partition in partitions(order, spec)
-        where taken[partition.topic]?.contains(partition.index) != true {
-            guard let member = lightest(partition.topic) else { continue }
-            owners[partition.topic]?[Int(partition.index)] = member
-            loads[member] += 1
+        for topic in order {
+            guard var row = owners.updateValue([], forKey: topic), !row.isEmpty else { continue }
+            var queue = LightestFirst(subscribers[topic] ?? [], loads)
+            for index in row.indices where row[index] < 0 {
+                guard let member = queue.lightest(loads) else { break }
+                row[index] = member
+                loads[member] += 1
+                queue.changed(member, loads[member])
+            }
+            owners[topic] = row
         }
         for _ in 0..<roundLimit {
             var hasMoved = false
-            for partition in partitions(topics, spec) {
-                guard let owner = owners[partition.topic]?[Int(partition.index)], owner >= 0,
-                    let member = lightest(partition.topic), loads[member] + 1 < loads[owner]
-                else { continue }
-                owners[partition.topic]?[Int(partition.index)] = member
-                loads[member] += 1
-                loads[owner] -= 1
-                hasMoved = true
+            for topic in topics {
+                guard var row = owners.updateValue([], forKey: topic), !row.isEmpty else { continue }
+                var queue = LightestFirst(subscribers[topic] ?? [], loads)
+                for index in row.indices where row[index] >= 0 {
+                    let owner = row[index]
+                    guard let member = queue.lightest(loads), loads[member] + 1 < loads[owner] else { continue }
+                    row[index] = member
+                    loads[member] += 1
+                    loads[owner] -= 1
+                    queue.changed(member, loads[member])
+                    queue.changed(owner, loads[owner])
+                    hasMoved = true
+                }
+                owners[topic] = row
             }
             if !hasMoved { break }
         }
@@ -130,6 +137,51 @@ enum UniformAssignor {
             }
         }
         return collect(spec, result)
+    }
+
+    /// The subscribers of one topic while its partitions are dealt out, the one with the least first: looking at all of
+    /// them for each partition would cost their product. A binary heap; an entry whose load is not the member's any
+    /// more is passed over.
+    private struct LightestFirst {
+        private typealias Entry = (load: Int, member: Int)
+        private var heap: [Entry]
+
+        init(_ members: [Int], _ loads: [Int]) {
+            heap = members.map { (loads[$0], $0) }
+            for index in stride(from: heap.count / 2 - 1, through: 0, by: -1) { sink(index) }
+        }
+
+        mutating func lightest(_ loads: [Int]) -> Int? {
+            while let first = heap.first {
+                if loads[first.member] == first.load { return first.member }
+                heap.swapAt(0, heap.count - 1)
+                heap.removeLast()
+                sink(0)
+            }
+            return nil
+        }
+
+        mutating func changed(_ member: Int, _ load: Int) {
+            var index = heap.count
+            heap.append((load, member))
+            while index > 0, heap[index] < heap[(index - 1) / 2] {
+                heap.swapAt(index, (index - 1) / 2)
+                index = (index - 1) / 2
+            }
+        }
+
+        private mutating func sink(_ start: Int) {
+            var index = start
+            while true {
+                var least = index
+                for child in [2 * index + 1, 2 * index + 2] where child < heap.count && heap[child] < heap[least] {
+                    least = child
+                }
+                if least == index { return }
+                heap.swapAt(index, least)
+                index = least
+            }
+        }
     }
 
     private static func collect(_ spec: AssignmentSpec, _ lists: [[Partition]]) -> [String: TopicPartitions] {
