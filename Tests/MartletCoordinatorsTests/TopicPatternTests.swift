@@ -51,6 +51,17 @@ private func matches(_ pattern: String, _ name: String) throws -> Bool {
     }
 
     /// The patterns that make backtracking matchers run for centuries.
+    @Test func `a long name makes no more states than are kept`() throws {
+        var pattern = try TopicPattern(".*a.{12}")
+        var steps = 100_000_000
+        // Each place has another history of the last twelve characters.
+        var random = SeededGenerator(seed: 7)
+        let name = String(decoding: (0..<8_000).map { _ in Bool.random(using: &random) ? 97 : 98 as UInt8 }, as: UTF8.self)
+        let bytes = Array(name.utf8)
+        #expect(pattern.matches(name, steps: &steps) == (bytes[bytes.count - 13] == 97))
+        #expect(pattern.stateCount <= PatternLimits.stateLimit + 1)
+    }
+
     @Test(arguments: ["(a*)*b", "(a|aa)+b", "(.*)*x", "(a?){200}a{200}b", "([a-z]+)*[0-9]", "(x+x+)+y"])
     func `no pattern takes more than program times name`(pattern: String) throws {
         var compiled = try TopicPattern(pattern)

@@ -1,7 +1,7 @@
 internal import MartletCoordinators
 package import MartletKafkaProtocol
 internal import MartletLogModel
-internal import NIOCore
+package import NIOCore
 
 /// ListTransactions (key 66, KIP-664). Version 1 filters by duration (KIP-994), 2 by a pattern of transactional ids
 /// (KIP-1152).
@@ -49,13 +49,20 @@ package enum ListTransactionsHandler {
 
 /// A pattern on its way through transactional ids, a bounded number of steps at a time, so that many ids and a costly
 /// pattern hold up nothing else on the loop.
-private final class TransactionalIDPattern {
+package final class TransactionalIDPattern {
+    /// Steps for all transactional ids together, about a second of one core. A pattern that needs more is refused:
+    /// transactional ids are up to 8 KiB long, and nobody should keep a core busy by asking for a list.
+    package static let stepLimit = 500_000_000
+
     private var pattern: TopicPattern
+    private let stepLimit: Int
     private var next = 0
+    private var stepCount = 0
     private var kept: [ListTransactionsResponse.TransactionState] = []
 
     /// `nil` for what is no pattern. Letters beyond ASCII in the pattern itself are refused rather than matched wrongly.
-    init?(_ text: String) {
+    package init?(_ text: String, stepLimit: Int = TransactionalIDPattern.stepLimit) {
+        self.stepLimit = stepLimit
         guard text.utf8.allSatisfy({ $0 < 128 }), TopicPattern.problem(text) == nil else { return nil }
         do throws(PatternError) {
             pattern = try TopicPattern(text)
@@ -64,7 +71,7 @@ private final class TransactionalIDPattern {
         }
     }
 
-    func filter(
+    package func filter(
         _ response: ListTransactionsResponse, on loop: any EventLoop, _ promise: EventLoopPromise<ListTransactionsResponse>
     ) {
         var steps = PatternLimits.stepsPerEvent
@@ -72,6 +79,12 @@ private final class TransactionalIDPattern {
             let state = response.transactionStates[next]
             next += 1
             if pattern.matches(Self.matchable(state.transactionalID), steps: &steps) { kept.append(state) }
+        }
+        stepCount += PatternLimits.stepsPerEvent - steps
+        guard stepCount <= stepLimit else {
+            var refused = ListTransactionsResponse()
+            refused.errorCode = ErrorCode.invalidRegularExpression.rawValue
+            return promise.succeed(refused)
         }
         guard next == response.transactionStates.count else {
             loop.assumeIsolated().execute { self.filter(response, on: loop, promise) }

@@ -84,6 +84,8 @@ package struct TopicPattern {
             steps -= 1
             if next == -1 {
                 steps -= program.count
+                // A long name, too, may not make more states than are kept.
+                if states.count >= PatternLimits.stateLimit { current = startOver(at: current) }
                 next = advance(current, byte)
                 states[current].next[Int(byte)] = next
             }
@@ -96,6 +98,18 @@ package struct TopicPattern {
         states[current].accepts = accepts
         return accepts
     }
+
+    /// Forgets all states but the one that the match stands at; returns its new number.
+    private mutating func startOver(at current: Int) -> Int {
+        let key = states[current].key
+        states.removeAll(keepingCapacity: true)
+        stateNumbers.removeAll(keepingCapacity: true)
+        _ = number(StateKey(instructions: [0], before: .start))
+        return number(key)
+    }
+
+    /// For tests: states that are kept.
+    var stateCount: Int { states.count }
 
     private mutating func number(_ key: StateKey) -> Int {
         if let known = stateNumbers[key] { return known }
