@@ -54,6 +54,11 @@ public final class Broker: Sendable {
     public static func start(
         _ settings: BrokerSettings, logger: Logger = Logger(label: "martlet.broker")
     ) async throws -> Broker {
+        do throws(SettingsError) {
+            try settings.check()
+        } catch {
+            throw BrokerStartError("wrong setting: \(error)")
+        }
         let coreCount = System.coreCount
         let group = MultiThreadedEventLoopGroup(numberOfThreads: max(1, settings.eventLoopCount ?? coreCount))
         let flushPool = NIOThreadPool(numberOfThreads: flushThreadCount)

@@ -97,6 +97,8 @@ import Testing
         #expect(Set(first + rest) == Set(numbers.map { Substring($0) }))
         #expect(first.count + rest.count == 10)
         #expect(try cli.ok("group", "list").contains("billing"))
+        #expect(try cli.ok("group", "list", "--type", "classic", "--type", "consumer").contains("billing"))
+        #expect(!(try cli.ok("group", "list", "--type", "share").contains("billing")))
         #expect(try cli.ok("group", "describe", "billing").contains("lag 0"))
         let plan = try cli.run("group", "reset-offsets", "billing", "--to", "earliest")
         #expect(plan.status == 0 && plan.errorOutput.contains("--execute"))

@@ -107,6 +107,7 @@ struct Martletd: AsyncParsableCommand {
         if let durability { try settings.set("martlet.durability", durability, origin: "--durability") }
         if let listen { try settings.set("listeners", listen, origin: "--listen") }
         if let dataDirectory { try settings.set("log.dirs", dataDirectory, origin: "--data-dir") }
+        try settings.check()
         return settings
     }
 

@@ -97,6 +97,13 @@ public struct BrokerSettings: Sendable {
         values[key] = normalized
     }
 
+    /// Rules between values, once all sources are read.
+    public func check() throws(SettingsError) {
+        if let conflict = BrokerConfigTable.conflict({ values[$0] }) {
+            throw SettingsError(key: conflict.key, reason: conflict.reason, origin: "all settings together")
+        }
+    }
+
     /// Reads a properties file's text.
     public mutating func load(file text: String, name: String) throws(SettingsError) {
         let entries: [PropertiesFile.Entry]

@@ -336,6 +336,17 @@ package enum BrokerConfigTable {
         ignored("transaction.state.log.min.isr", .int, "2", quorum),
     ]
 
+    /// Rules between values given before start: the key that breaks one, and why.
+    package static func conflict(_ value: (String) -> String?) -> (key: String, reason: String)? {
+        if let conflict = ShareConfigTable.conflict(value) { return conflict }
+        let (least, most) = (BrokerConfigName.groupMinSessionTimeout, BrokerConfigName.groupMaxSessionTimeout)
+        func number(_ name: String) -> Int64? { (value(name) ?? table[name]?.defaultValue).flatMap(Int64.init) }
+        if let low = number(least), let high = number(most), low > high {
+            return (value(least) != nil ? least : most, "\(least) (\(low)) must not be above \(most) (\(high))")
+        }
+        return nil
+    }
+
     /// Why a value given before start is not acceptable, or `nil`. Names the key, the value, what is allowed.
     package static func problem(name: String, value: String) -> String? {
         guard let definition = table[name] else {

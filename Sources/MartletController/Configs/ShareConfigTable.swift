@@ -122,6 +122,37 @@ package enum ShareConfigTable {
     ]
 }
 
+extension ShareConfigTable {
+    /// Triples of least, usual and most.
+    private static let ordered: [(least: String, usual: String, most: String)] = [
+        (ShareConfigName.minHeartbeatInterval, ShareConfigName.heartbeatInterval, ShareConfigName.maxHeartbeatInterval),
+        (ShareConfigName.minSessionTimeout, ShareConfigName.sessionTimeout, ShareConfigName.maxSessionTimeout),
+        (ShareConfigName.minLockDuration, ShareConfigName.lockDuration, ShareConfigName.maxLockDuration),
+        (
+            ShareConfigName.minDeliveryCountLimit, ShareConfigName.deliveryCountLimit,
+            ShareConfigName.maxDeliveryCountLimit
+        ),
+        (ShareConfigName.minRecordLocks, ShareConfigName.recordLocks, ShareConfigName.maxRecordLocks),
+    ]
+
+    /// Rules between broker configurations given before start: what all groups have lies between what a single one may
+    /// choose. `value` yields what was given; the rest has its default.
+    static func conflict(_ value: (String) -> String?) -> (key: String, reason: String)? {
+        func number(_ name: String) -> Int64? {
+            (value(name) ?? BrokerConfigTable.table[name]?.defaultValue).flatMap(Int64.init)
+        }
+        for rule in ordered {
+            for (lesser, greater) in [(rule.least, rule.usual), (rule.usual, rule.most)] {
+                guard let low = number(lesser), let high = number(greater), low > high else { continue }
+                // Named is the one that was given.
+                let key = value(lesser) != nil ? lesser : greater
+                return (key, "\(lesser) (\(low)) must not be above \(greater) (\(high))")
+            }
+        }
+        return nil
+    }
+}
+
 /// Effective values of ``ShareConfigTable``.
 package struct ShareBrokerConfiguration: Sendable, Equatable {
     package var maxSize: Int

@@ -29,15 +29,23 @@ struct GroupList: AsyncParsableCommand {
             Examples:
               martlet group list
               martlet group list --state Empty --json
+              martlet group list --type consumer --type share
             """,
         aliases: ["ls"])
 
     @OptionGroup var connection: ConnectionOptions
     @OptionGroup var listing: ListingOptions
     @Option(help: "Only groups in this state; may be repeated.") var state: [String] = []
+    @Option(help: "Only groups of this type: classic, consumer or share; may be repeated.") var type: [String] = []
 
     func run() async throws {
+        let types = Set(type.map { $0.lowercased() })
+        if let unknown = types.subtracting(["classic", "consumer", "share"]).min() {
+            throw CommandFailure(
+                "no group is of the type \(unknown); the types are classic, consumer and share", exitCode: .usage)
+        }
         let groups = try await connection.withAdmin { try await $0.listGroups(states: state) }
+            .filter { types.isEmpty || types.contains($0.type?.lowercased() ?? "classic") }
         if listing.json {
             try Console.print(
                 .array(
