@@ -393,7 +393,7 @@ private final class ShareClient {
             for (index, commits) in [false, true].enumerated() {
                 // While the markers of the transaction before are on their way, the coordinator says so.
                 var ids = try client.call(producer, version: 4)
-                for _ in 0..<1_000 where ids.errorCode == ErrorCode.concurrentTransactions.rawValue {
+                for _ in 0..<20_000 where ids.errorCode == ErrorCode.concurrentTransactions.rawValue {
                     ids = try client.call(producer, version: 4)
                 }
                 #expect(ids.errorCode == 0)
