@@ -88,6 +88,8 @@ struct RecordFormat: Hashable {
         var key: ByteBuffer?
         var value: ByteBuffer?
         var headers: [RecordHeader]
+        /// Of a share group; `nil` elsewhere.
+        var deliveryCount: Int?
     }
 
     func write(_ record: Fields, to output: inout ByteBuffer) {
@@ -120,11 +122,13 @@ struct RecordFormat: Hashable {
 
     /// One line of JSON.
     static func json(_ record: Fields) -> JSONValue {
-        .object(
+        var deliveries: [(String, JSONValue)] = []
+        if let count = record.deliveryCount { deliveries = [("deliveryCount", .integer(Int64(count)))] }
+        return .object(
             [
                 ("topic", .string(record.topic)), ("partition", .integer(Int64(record.partition))),
                 ("offset", .integer(record.offset)), ("timestamp", .integer(record.timestamp)),
-            ] + JSONBytes.members("key", record.key) + JSONBytes.members("value", record.value) + [
+            ] + deliveries + JSONBytes.members("key", record.key) + JSONBytes.members("value", record.value) + [
                 (
                     "headers",
                     .array(

@@ -11,7 +11,10 @@ struct ConsumeCommand: AsyncParsableCommand {
             Without --follow the command ends at the end that the topic had when it
             began. Without --group it starts with the earliest record (with --follow:
             with the next new one); with --group it starts where the group stopped, and
-            commits.
+            commits. With --share-group records are a queue: each goes to one member of
+            the group and comes again unless it was printed; the command ends when none
+            has come for ten seconds. Such a group begins with the next new record
+            unless its setting share.auto.offset.reset says earliest.
 
             Format letters: %t topic, %p partition, %o offset, %T time in ms, %D time as
             text, %k key, %K its length, %s value, %S its length, %h headers, %H number
@@ -23,6 +26,7 @@ struct ConsumeCommand: AsyncParsableCommand {
               martlet consume orders --offset -10 --partition 2 --json
               martlet consume orders --offset 2026-01-31T09:30:00Z --max-messages 100
               martlet consume orders --group billing --follow
+              martlet consume jobs --share-group workers --max-messages 10 --json
             """,
         aliases: ["sub"])
 
@@ -40,6 +44,7 @@ struct ConsumeCommand: AsyncParsableCommand {
         help: ArgumentHelp(
             "Protocol of the group: classic, or consumer (KIP-848, the broker shares out).", valueName: "protocol"))
     var groupProtocol: String?
+    @Option(help: ArgumentHelp("Take records of this share group (KIP-932).", valueName: "group")) var shareGroup: String?
     @Flag(name: .shortAndLong, help: "Go on with new records until interrupted.") var follow = false
     @Option(name: [.customShort("c"), .long], help: "Stop after so many records.") var maxMessages: Int?
     @Option(help: ArgumentHelp("Format of a record.", valueName: "format")) var format: String?
@@ -60,10 +65,17 @@ struct ConsumeCommand: AsyncParsableCommand {
                 "--group and --partition exclude each other",
                 remedy: "a group shares out the partitions itself", exitCode: .usage)
         }
+        try checkShareGroup()
         try Bounded.check(maxMessages, "--max-messages", 0...Int.max)
         if maxMessages == 0 { return }
         let text = format ?? (printKey ? "%k\\t%s\\n" : "%s\\n")
         let sink = RecordSink(format: json ? nil : try RecordFormat(text))
+        if let shareGroup {
+            var configuration = ShareConsumerConfiguration(try connection.configuration(), groupID: shareGroup)
+            configuration.fetchMaximumWait = TopicReading.pollTimeout
+            let reading = ShareReading(topic: topic, follow: follow, limit: maxMessages, configuration: configuration)
+            return try await untilStopped { stop in try await reading.run(stop) { try sink.write($0) } }
+        }
         let start = try offset.map(OffsetChoice.init) ?? (fromBeginning ? .earliest : nil)
         var configuration = ConsumerConfiguration(try connection.configuration(), groupID: group)
         switch groupProtocol {
@@ -88,15 +100,49 @@ struct ConsumeCommand: AsyncParsableCommand {
     }
 }
 
+extension ConsumeCommand {
+    /// A share group hands out what it likes; where it begins and what it shows are settings of the group.
+    private func checkShareGroup() throws {
+        guard let shareGroup else { return }
+        func refuse(_ option: String, _ remedy: String) -> CommandFailure {
+            CommandFailure("--share-group and \(option) exclude each other", remedy: remedy, exitCode: .usage)
+        }
+        if group != nil { throw refuse("--group", "a group is one or the other") }
+        if groupProtocol != nil { throw refuse("--group-protocol", "share groups have a protocol of their own") }
+        if !partition.isEmpty { throw refuse("--partition", "a group shares out the partitions itself") }
+        if offset != nil || fromBeginning {
+            throw refuse(
+                offset == nil ? "--from-beginning" : "--offset",
+                "`martlet config alter group \(shareGroup) --set share.auto.offset.reset=earliest` before its first record")
+        }
+        if readCommitted {
+            throw refuse(
+                "--read-committed",
+                "`martlet config alter group \(shareGroup) --set share.isolation.level=read_committed`")
+        }
+    }
+}
+
 /// Writes records to standard output in a format, gathered per poll.
 struct RecordSink: Sendable {
     /// `nil`: JSON.
     var format: RecordFormat?
 
-    func write(_ records: [ConsumedRecord]) throws {
+    func write(_ records: [ConsumedRecord]) throws { try write(records.map { RecordFormat.Fields($0) }) }
+
+    /// With how often each record was delivered, in JSON.
+    func write(_ records: [SharedRecord]) throws {
+        try write(
+            records.map { shared in
+                var fields = RecordFormat.Fields(shared.record)
+                fields.deliveryCount = shared.deliveryCount
+                return fields
+            })
+    }
+
+    private func write(_ records: [RecordFormat.Fields]) throws {
         var output = ByteBuffer()
-        for record in records {
-            let fields = RecordFormat.Fields(record)
+        for fields in records {
             if let format {
                 format.write(fields, to: &output)
             } else {
