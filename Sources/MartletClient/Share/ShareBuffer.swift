@@ -87,8 +87,9 @@ final class ShareBuffer: Sendable {
 
     func take(limit: Int) -> Found {
         state.withLock { state in
-            if let error = state.errors.popFirst() { return .error(error) }
             let now = NIODeadline.now()
+            state.lastPoll = now
+            if let error = state.errors.popFirst() { return .error(error) }
             var records: [SharedRecord] = []
             while records.count < limit, let record = state.ready.popFirst() {
                 // Somebody else may have it by now.
