@@ -45,7 +45,7 @@ final class ProxiedBroker {
         let usual = [
             ("auto.create.topics.enable", "false"), ("group.initial.rebalance.delay.ms", "0"),
             ("group.consumer.heartbeat.interval.ms", "50"),
-            ("group.share.heartbeat.interval.ms", "50"),
+            ("group.share.heartbeat.interval.ms", "50"), ("group.share.min.heartbeat.interval.ms", "50"),
             ("advertised.listeners", "PLAINTEXT://127.0.0.1:\(proxy.port)"),
         ]
         for (key, value) in usual + self.settings.sorted(by: { $0.key < $1.key }) {

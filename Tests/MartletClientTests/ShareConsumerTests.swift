@@ -9,7 +9,9 @@ import Testing
 /// Share consumers (KIP-932) against the broker of this package.
 @Suite(.timeLimit(.minutes(3))) struct ShareConsumerTests {
     /// The shortest lock that brokers take.
-    private static let shortLock = ["group.share.record.lock.duration.ms": "1000"]
+    private static let shortLock = [
+        "group.share.record.lock.duration.ms": "1000", "group.share.min.record.lock.duration.ms": "1000",
+    ]
 
     /// A topic `t` with the values `0` to `count`, for a group `g` that begins with the first of them.
     private func run(
