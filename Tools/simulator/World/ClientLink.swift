@@ -22,7 +22,8 @@ final class ClientLink {
     private let world: World
     private let name: String
     /// What was sent before a connection is given up may arrive later. Under the first transaction protocol a late
-    /// EndTxn ends the producer's next transaction, which no broker can prevent (KIP-890): there it must not.
+    /// EndTxn ends the producer's next transaction, which no broker can prevent (KIP-890): there it must not. Nor must
+    /// it in share groups, where a request that opens a session takes the place of the member's later one (KIP-932).
     private let lingers: Bool
     /// Called when a connection has ended, whoever ended it.
     var ended: () -> Void = {}

@@ -36,7 +36,7 @@ final class ShareMember: Client, @unchecked Sendable {
         self.topic = topic
         coordinator = ClientLink(world, "share-\(process)-group")
         super.init(
-            world, process: process, link: ClientLink(world, "share-\(process)"),
+            world, process: process, link: ClientLink(world, "share-\(process)", lingers: false),
             random: world.stream("share \(process)"))
         link.ended = { [weak self] in self?.endSession() }
     }
