@@ -83,7 +83,7 @@ import Testing
         let rounds = BuildProducts.isLong ? 500 : 12
         let seed = BuildProducts.isLong ? UInt32.random(in: 1...UInt32.max) : 20_260_131
         try ForeignClients.hold(
-            "recorded_copy", scenario, seconds: 240 + 5 * rounds,
+            "recorded_copy", scenario, seconds: 240 + 7 * rounds,
             environment: ["COPY_ROUNDS": "\(rounds)", "COPY_SEED": "\(seed)"])
     }
 

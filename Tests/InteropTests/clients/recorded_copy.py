@@ -249,7 +249,8 @@ def copy_over_kills(protocol):
                     raise worker.trouble
             return readers[0].values and readers[0].values == readers[1].values
 
-        eventually(is_copied, "everything that is read is copied", seconds=120)
+        # The writer has got ahead: the copiers are the ones that start over.
+        eventually(is_copied, "everything that is read is copied", seconds=120 + 2 * ROUNDS)
         for worker in copiers + readers:
             worker.end()
         history.end()
