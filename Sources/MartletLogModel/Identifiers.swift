@@ -32,6 +32,30 @@ public struct LeaderEpoch: RawRepresentable, Hashable, Comparable, Sendable, Cus
     public var description: String { String(rawValue) }
 }
 
+/// Number of a version of one partition's metadata; rises with each change of leader, in-sync set or replicas and
+/// orders AlterPartition requests (KIP-497).
+@frozen
+public struct PartitionEpoch: RawRepresentable, Hashable, Comparable, Sendable, CustomStringConvertible {
+    public var rawValue: Int32
+    @inlinable public init(rawValue: Int32) { self.rawValue = rawValue }
+    @inlinable public init(_ rawValue: Int32) { self.rawValue = rawValue }
+    public static let zero = PartitionEpoch(0)
+    @inlinable
+    public static func < (left: PartitionEpoch, right: PartitionEpoch) -> Bool { left.rawValue < right.rawValue }
+    public var description: String { String(rawValue) }
+}
+
+/// Number of one registration of a broker with the controller; each start gets a higher one (KIP-631, KIP-903).
+@frozen
+public struct BrokerEpoch: RawRepresentable, Hashable, Comparable, Sendable, CustomStringConvertible {
+    public var rawValue: Int64
+    @inlinable public init(rawValue: Int64) { self.rawValue = rawValue }
+    @inlinable public init(_ rawValue: Int64) { self.rawValue = rawValue }
+    @inlinable
+    public static func < (left: BrokerEpoch, right: BrokerEpoch) -> Bool { left.rawValue < right.rawValue }
+    public var description: String { String(rawValue) }
+}
+
 /// Identity of an idempotent or transactional producer (KIP-98); handed out by the controller in blocks.
 @frozen
 public struct ProducerID: RawRepresentable, Hashable, Comparable, Sendable, CustomStringConvertible {
