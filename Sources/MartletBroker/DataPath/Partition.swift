@@ -536,14 +536,23 @@ package final class Partition: @unchecked Sendable {
                 loop.appendStoppedWaiting()
                 deliver(append.request, append.index, append.result, append.whenCommitted)
             case .abandon(let id):
-                guard let append = waiting.removeValue(forKey: id) else { continue }
-                loop.appendStoppedWaiting()
-                deliver(
-                    append.request, append.index,
-                    ProduceResult(error: .notLeaderOrFollower, message: "leadership of \(name) ended"),
-                    append.whenCommitted)
+                finish(id, .notLeaderOrFollower, "leadership of \(name) ended")
+            case .refuse(let id, let code):
+                finish(id, code, "\(name) has fewer replicas in sync than min.insync.replicas; the records may still commit")
+            case .flushLog:
+                requestFlush()
+            case .startEpoch, .proposeInSyncReplicas, .appendFetchedRecords, .quarantine, .truncate, .restartLog,
+                .raiseLogStart, .readyForHandOver:
+                preconditionFailure("a broker without a cluster has no other replicas: \(effect)")
             }
         }
+    }
+
+    /// Answers an append that waits with an error.
+    private func finish(_ id: AppendID, _ code: ErrorCode, _ cause: String) {
+        guard let append = waiting.removeValue(forKey: id) else { return }
+        loop.appendStoppedWaiting()
+        deliver(append.request, append.index, ProduceResult(error: code, message: cause), append.whenCommitted)
     }
 
     private func deliver(
