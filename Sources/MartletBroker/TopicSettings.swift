@@ -40,7 +40,6 @@ extension TopicImage {
         log.timestampType = topic.timestampSource == .logAppendTime ? .logAppendTime : .createTime
         log.producerExpirationMilliseconds = producerExpirationMilliseconds
         log.mayUseReserve = isInternal
-        if isInternal { log.oversizeBatchBytes = topic.maxMessageBytes }
         return log
     }
 }

@@ -234,8 +234,9 @@ package final class PartitionLog<D: Disk> {
             throw .storage(error)
         }
         if let damage { throw .storage(damage.error(topicPartition)) }
-        let limit = max(configuration.segmentBytes, configuration.oversizeBatchBytes)
-        guard byteCount <= limit else { throw .batchTooLarge(bytes: byteCount, limit: limit) }
+        guard byteCount <= configuration.segmentBytes else {
+            throw .batchTooLarge(bytes: byteCount, limit: configuration.segmentBytes)
+        }
     }
 
     func enqueue(
