@@ -40,6 +40,7 @@ extension TopicImage {
         log.timestampType = topic.timestampSource == .logAppendTime ? .logAppendTime : .createTime
         log.producerExpirationMilliseconds = producerExpirationMilliseconds
         log.mayUseReserve = isInternal
+        if isInternal { log.oversizeBatchBytes = topic.maxMessageBytes }
         return log
     }
 }

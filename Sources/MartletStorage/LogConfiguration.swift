@@ -5,6 +5,9 @@ package import MartletRecordBatch
 package struct LogConfiguration: Equatable, Sendable {
     /// `segment.bytes`. At most `Int32.max`: index entries hold positions in 32 bits.
     package var segmentBytes = 1 << 30
+    /// A batch of up to so many bytes is taken even where ``segmentBytes`` is less, in a segment of its own: what a
+    /// coordinator has decided must find a place. 0 for topics of clients.
+    package var oversizeBatchBytes = 0
     /// `segment.ms`
     package var segmentMilliseconds: Int64 = 7 * 24 * 3_600_000
     /// `segment.index.bytes`

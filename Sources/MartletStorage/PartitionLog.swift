@@ -234,9 +234,8 @@ package final class PartitionLog<D: Disk> {
             throw .storage(error)
         }
         if let damage { throw .storage(damage.error(topicPartition)) }
-        guard byteCount <= configuration.segmentBytes else {
-            throw .batchTooLarge(bytes: byteCount, limit: configuration.segmentBytes)
-        }
+        let limit = max(configuration.segmentBytes, configuration.oversizeBatchBytes)
+        guard byteCount <= limit else { throw .batchTooLarge(bytes: byteCount, limit: limit) }
     }
 
     func enqueue(

@@ -6,6 +6,21 @@ import NIOCore
 import Testing
 
 @Suite struct PartitionLogTests {
+    @Test func `an internal topic's batch above segment.bytes gets a segment of its own`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        var configuration = LogConfiguration.small(segmentBytes: 600)
+        configuration.oversizeBatchBytes = 5_000
+        let log = try Fixture.log(directory, configuration)
+        for bytes in [20, 4_000, 20, 4_000, 4_000] { try Fixture.append(log, Fixture.batch(bytes: bytes)) }
+        #expect(throws: AppendError.self) { try Fixture.append(log, Fixture.batch(bytes: 6_000)) }
+        #expect(try Fixture.offsets(Fixture.readAll(log)) == [0, 1, 2, 3, 4])
+        for base in [1, 2, 3, 4] as [Int64] { #expect(disk.files.contains(Fixture.logPath(base))) }
+        try Fixture.close(log, directory)
+        let again = try Fixture.log(Fixture.directory(disk), configuration)
+        #expect(try Fixture.offsets(Fixture.readAll(again)) == [0, 1, 2, 3, 4])
+    }
+
     @Test func `a partition without data has no folder`() throws {
         let disk = SimulatedDisk()
         let log = try Fixture.log(Fixture.directory(disk))
