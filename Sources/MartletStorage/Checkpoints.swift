@@ -14,6 +14,7 @@ package final class PartitionCheckpoint: Sendable {
     private let durableLogStartValue: Atomic<Int64>
     private let highWatermarkValue: Atomic<Int64>
     private let compactedEndValue: Atomic<Int64>
+    private let installedEndValue = Atomic<Int64>(0)
     private let isCleanValue: Atomic<Bool>
     private let isDeletedValue = Atomic(false)
 
@@ -47,6 +48,14 @@ package final class PartitionCheckpoint: Sendable {
     package var compactedEnd: Offset { Offset(compactedEndValue.load(ordering: .acquiring)) }
     func raiseCompactedEnd(_ offset: Offset) {
         _ = compactedEndValue.max(offset.rawValue, ordering: .acquiringAndReleasing)
+    }
+
+    /// A pass of compaction up to here is complete, as far as this process has seen to it: a log that was closed and is
+    /// opened again need not begin anew. Not ``compactedEnd``, which is raised before the first file of a pass is
+    /// replaced and so says nothing about the others.
+    var installedEnd: Offset { Offset(installedEndValue.load(ordering: .acquiring)) }
+    func raiseInstalledEnd(_ offset: Offset) {
+        _ = installedEndValue.max(offset.rawValue, ordering: .acquiringAndReleasing)
     }
 
     /// The log was closed cleanly and nobody has opened it since: opening it needs no recovery.

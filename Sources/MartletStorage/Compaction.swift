@@ -485,6 +485,7 @@ extension PartitionLog {
             throw directory.record(error)
         }
         compactedEnd = max(compactedEnd, result.compactedEnd)
+        checkpoint.raiseInstalledEnd(compactedEnd)
         if !result.rewritten.isEmpty { unflushedNames = dirty.markDirectory(folder) }
     }
 

@@ -93,6 +93,7 @@ extension PartitionLog {
 
         var isWhole = false
         if wasClean { isWhole = try openTail(now: now) }
+        if isWhole { compactedEnd = min(checkpoint.installedEnd, logEndOffset) }
         var checked = Checked(raisesRecoveryPoint: false, foundMarkers: false)
         if !isWhole { checked = try recover(now: now, storedEpochs: storedEpochs) }
         leaderEpochs.truncate(toEnd: logEndOffset)

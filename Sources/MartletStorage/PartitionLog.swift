@@ -47,7 +47,7 @@ package final class PartitionLog<D: Disk> {
     /// Closed segments with open files, the one used last at the end.
     var openSealed: [Segment<D>] = []
     var compactionIsUnderWay = false
-    /// Everything before this was compacted since the log was opened.
+    /// Everything before this was compacted by this process; a start begins anew.
     var compactedEnd = Offset.zero
     /// Flush sequence that makes the folder's newest names durable.
     var unflushedNames: UInt64?

@@ -159,6 +159,22 @@ import Testing
         #expect(try log.planCompaction(now: at(0), ceiling: Offset(20)) == nil, "nothing is dirty")
     }
 
+    @Test func `a log that was closed and is opened again goes on behind what was compacted`() throws {
+        let directory = try Fixture.directory(SimulatedDisk())
+        let configuration = configuration(segmentBytes: 300)
+        let first = try Fixture.log(directory, configuration)
+        for index in 0..<20 { try Fixture.append(first, batch([("k\(index % 2)", "v\(index)")])) }
+        #expect(try compact(first, now: at(0)))
+        try first.close(clean: true)
+        let second = try Fixture.log(directory, configuration)
+        // What was the active segment is the rest: too little.
+        #expect(try second.planCompaction(now: at(0), ceiling: second.flushedEndOffset) == nil)
+        for index in 0..<20 { try Fixture.append(second, batch([("k\(index % 2)", "w\(index)")])) }
+        #expect(try compact(second, now: at(0)))
+        #expect(try records(second).filter { $0.key == "k0" }.count < 4)
+        #expect(try records(second).last { $0.key == "k0" }?.value == "w18")
+    }
+
     @Test func `what waited for max.compaction.lag.ms is compacted, however little of it there is`() throws {
         var configuration = configuration(segmentBytes: 300)
         configuration.minimumCleanableRatio = 1

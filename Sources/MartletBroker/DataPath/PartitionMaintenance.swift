@@ -95,23 +95,29 @@ extension Partition {
     }
 
     /// Starts a compaction on the work pool if the log is dirty enough; the result is installed on the loop.
-    package func compactIfDue(now: Timestamp) {
-        guard !maintenanceRunning, case .success(let log) = openLog else { return }
+    ///
+    /// - Parameter done: called once, when there is nothing to do or it is done.
+    package func compactIfDue(now: Timestamp, done: @escaping () -> Void = {}) {
+        guard !maintenanceRunning, case .success(let log) = openLog else { return done() }
         let plan: CompactionPlan<AnyDisk>?
         do throws(StorageError) {
             try log.tick(now: now)
             plan = try log.planCompaction(now: now, ceiling: highWatermark)
         } catch {
             loop.logger.error("compaction not planned", metadata: ["partition": "\(name)", "cause": "\(error)"])
-            return
+            return done()
         }
-        guard let plan else { return }
+        guard let plan else { return done() }
         maintenanceRunning = true
         let loop = self.loop
+        let finished = NIOLoopBound(done, eventLoop: loop.eventLoop)
         let start = loop.eventLoop.now
         loop.services.workPool.submit { _ in
             let outcome = Result { () throws(StorageError) in try plan.run() }
-            loop.post { loop in self.compactionFinished(outcome, after: loop.eventLoop.now - start) }
+            loop.post { loop in
+                self.compactionFinished(outcome, after: loop.eventLoop.now - start)
+                finished.value()
+            }
         }
     }
 
@@ -142,19 +148,21 @@ extension BrokerLoop {
     /// A partition that nobody has used for this long is closed; the next request opens it again.
     private static let unusedLimit: TimeAmount = .minutes(10)
 
-    /// Retention for every partition of this loop that has files. One that nobody uses is opened for it and
-    /// let go again, one after the other.
+    /// Retention and compaction for every partition of this loop that has files. One that nobody uses is opened for it
+    /// and let go again, one after the other.
     package func sweepRetention() {
         let now = wallTime
         for partition in openPartitions {
             partition.whenOpen { partition in
                 partition.applyRetention(now: now)
+                // One that was opened for it, and rolled, could not be compacted before the roll was flushed.
+                if partition.topic.configuration.cleanupPolicy.contains(.compact) { partition.compactIfDue(now: now) }
                 partition.letGoIfUnused(since: self.eventLoop.now - Self.unusedLimit)
             }
         }
         let onDisk = Set(services.directory.partitions)
         var unopened: [PartitionKey] = []
-        for topic in image.sortedTopics() where topic.configuration.cleanupPolicy.contains(.delete) {
+        for topic in image.sortedTopics() where !topic.configuration.cleanupPolicy.isEmpty {
             for index in topic.partitions.indices {
                 let key = PartitionKey(topicID: topic.id, partition: PartitionIndex(Int32(index)))
                 guard services.loops.loop(of: key) === self, existingPartition(key) == nil,
@@ -180,9 +188,13 @@ extension BrokerLoop {
             return
         }
         partition.whenOpen { partition in
+            func goOn() {
+                partition.letGoIfUnused(since: self.eventLoop.now)
+                self.eventLoop.execute { self.sweepUnopened(keys.dropFirst()) }
+            }
             partition.applyRetention(now: self.wallTime)
-            partition.letGoIfUnused(since: self.eventLoop.now)
-            self.eventLoop.execute { self.sweepUnopened(keys.dropFirst()) }
+            guard partition.topic.configuration.cleanupPolicy.contains(.compact) else { return goOn() }
+            partition.compactIfDue(now: self.wallTime, done: goOn)
         }
     }
 }
