@@ -293,7 +293,6 @@ extension PartitionLog {
             segments.lastIndex {
                 $0.baseOffset < flushedEnd || $0.baseOffset == flushedEnd && logStartOffset >= recoveryPoint
             } ?? 0
-        var changed = false
         var end = segments[firstIndex].baseOffset
         for index in firstIndex..<segments.count {
             let segment = segments[index]
@@ -304,7 +303,6 @@ extension PartitionLog {
                 if try judge(segmentIndex: index, position: 0, end: end, flushedEnd: flushedEnd) {
                     return checked
                 }
-                changed = true
                 break
             }
             let nextBase = index + 1 < segments.count ? segments[index + 1].baseOffset : nil
@@ -340,7 +338,6 @@ extension PartitionLog {
             end = segment.endOffset
             segment.firstAppend = segment.size > 0 ? try firstTimestamp(of: segment, now: now) : nil
             if reached < fileSize {
-                changed = true
                 let mayBeRoom = nextBase.map { $0 == end } ?? (end >= flushedEnd)
                 let isRoom = try mayBeRoom && giveBackRoom(of: segment, to: fileSize)
                 if !isRoom {
@@ -353,7 +350,6 @@ extension PartitionLog {
             // Compaction leaves gaps; a sealed segment reaches to the next one all the same.
             if let nextBase, nextBase <= checkpoint.compactedEnd, end < nextBase { segment.endOffset = nextBase }
             if nextBase != nil { completeIndexes(of: segment) }
-            if end > recoveryPoint { changed = true }
         }
         if end < flushedEnd {
             _ = try judge(
@@ -367,16 +363,25 @@ extension PartitionLog {
         leaderEpochs.truncate(toEnd: end)
         if leaderEpochs != storedEpochs { markEpochsDirty() }
         // Small files that there is no room for are found again by the next recovery.
-        let isComplete = changed || !dirty.isClean ? try makeDurable() : true
+        let isComplete = try makeDurable()
         flushedEndOffset = end
         return Checked(raisesRecoveryPoint: isComplete, foundMarkers: foundMarkers)
     }
 
     /// What survived counts only when it is on the disk: the crash may have been the process's alone, and
-    /// the pages are still only in memory. Returns false when there was no room for the small files.
+    /// pages and names are still only in memory, those of segments that compaction put in others' places among them.
+    /// Returns false when there was no room for the small files.
     private func makeDurable() throws -> Bool {
         for segment in segments where segment.endOffset > checkpoint.recoveryPoint || segment.openFile != nil {
             dirty.markFile(try segment.file())
+        }
+        if configuration.compacts {
+            // A pass gives segments new indexes, wherever they lie.
+            for segment in segments.dropLast() {
+                if let file = try segment.indexFile(create: false) { dirty.markFile(file) }
+                if let file = try segment.timeIndexFile(create: false) { dirty.markFile(file) }
+                segment.releaseFiles()
+            }
         }
         dirty.markDirectory(folder)
         dirty.markDirectory(directory.path)

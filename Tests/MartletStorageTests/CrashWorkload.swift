@@ -36,6 +36,7 @@ struct CrashWorkload {
         var configuration = LogConfiguration.small(segmentBytes: 1500)
         configuration.compacts = compacts
         configuration.deletesOld = !compacts
+        configuration.segmentMilliseconds = 400
         configuration.deleteRetentionMilliseconds = 50
         configuration.minimumCleanableRatio = 0
         configuration.preallocationStepBytes = 512
@@ -130,6 +131,9 @@ struct CrashWorkload {
                 try directory.close(clean: true, brokerEpoch: 1)
                 directory = try Fixture.directory(disk)
                 log = try Fixture.log(directory, configuration, now: now)
+            case 19:
+                // Long silence: the active segment is closed, and its successor is empty.
+                try log.tick(now: Timestamp(milliseconds: now.rawValue + configuration.segmentMilliseconds))
             case 20:
                 // kill -9: what was written is still there, and not on the disk.
                 disk.processEnded()
@@ -192,6 +196,14 @@ struct CrashWorkload {
             }
         }
         if let problem = try producerProblem(log) { return problem }
+        for batch in found {
+            let header = try RecordBatchHeader(reading: batch)
+            guard header.recordCount > 0, header.baseOffset >= log.logStartOffset.rawValue else { continue }
+            let time = Timestamp(milliseconds: header.maxTimestamp)
+            guard let answer = try log.offset(for: time, upTo: log.logEndOffset),
+                answer.offset.rawValue <= header.lastOffset
+            else { return "batch \(header.baseOffset) is not found by its time" }
+        }
         if !(try log.verify().findings.isEmpty) { return "verify finds damage in what recovery let through" }
         if log.damage != nil { try log.repair() }
         let end = log.logEndOffset

@@ -110,6 +110,32 @@ import Testing
         #expect(log.damage?.offset == Offset(9))
     }
 
+    /// A process that is killed leaves names in memory that the disk does not have; the next one builds on them.
+    @Test func `an empty segment of a killed process survives a power cut with what the next process wrote to it`()
+        throws
+    {
+        let disk = SimulatedDisk()
+        var configuration = LogConfiguration()
+        configuration.segmentMilliseconds = 1000
+        let directory = try Fixture.directory(disk)
+        let killed = try Fixture.log(directory, configuration)
+        try Fixture.append(killed, Fixture.batch())
+        try directory.writeCheckpoints()
+        try killed.tick(now: Timestamp(milliseconds: Fixture.now.rawValue + 2000))
+        #expect(killed.segmentCount == 2)
+        disk.processEnded()
+
+        let next = try Fixture.directory(disk)
+        let restarted = try Fixture.log(next, configuration)
+        #expect(restarted.segmentCount == 2)
+        try Fixture.append(restarted, Fixture.batch())
+        try next.writeCheckpoints()
+
+        let recovered = try Fixture.log(Fixture.directory(disk.crashed(seed: 0)), configuration)
+        #expect(recovered.damage == nil)
+        #expect(recovered.logEndOffset == Offset(2))
+    }
+
     @Test func `index files that are missing, cut, zeroed or full of nonsense change no answer`() throws {
         let source = try disk(segmentBytes: 600)
         var generator = SplitMix64(seed: 5)

@@ -42,7 +42,7 @@ package struct SimulatedDisk: Disk {
 
     /// The operation to stop at was reached: the process is to be taken for dead.
     package var hasStopped: Bool {
-        core.state.withLock { state in state.stopAt.map { state.operationCount >= $0 } ?? false }
+        core.state.withLock { $0.isStopped }
     }
 
     /// Takes ``stop(afterOperations:)`` back.
@@ -299,13 +299,15 @@ package final class SimulatedFile: DiskFile {
     }
 
     package func sync() throws(DiskError) {
+        let hadStopped = core.state.withLock { $0.isStopped }
         do {
             try core.run(.sync, path) { state throws(DiskError) in
                 if !state.pretendsToFlush { state.sync(node) }
             }
         } catch {
-            // After a failed flush the pages count as clean: a later flush does not write them either.
-            core.state.withLock { $0.forgetDirt(node) }
+            // After a failed flush the pages count as clean: a later flush does not write them either. A process that
+            // is gone has not asked for one.
+            if !hadStopped { core.state.withLock { $0.forgetDirt(node) } }
             throw error
         }
     }
@@ -327,7 +329,7 @@ extension SimulatedDisk.Core {
         _ body: (inout SimulatedDisk.State) throws(DiskError) -> R
     ) throws(DiskError) -> R {
         let result: Result<R, DiskError> = state.withLock { state in
-            if let stop = state.stopAt, state.operationCount >= stop {
+            if state.isStopped {
                 return .failure(DiskError(.inputOutput, operation: operation.rawValue, path: path, detail: "stopped"))
             }
             state.operationCount += 1

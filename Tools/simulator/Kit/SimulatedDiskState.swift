@@ -69,6 +69,8 @@ extension SimulatedDisk {
 
         func entries(of id: Int) -> [String: Int] { nodes[id]?.entries ?? [:] }
 
+        var isStopped: Bool { stopAt.map { operationCount >= $0 } ?? false }
+
         mutating func note(_ operation: SimulatedOperation, _ path: String) {
             if trace.count < Self.traceLimit { trace.append((operationCount, operation, path)) }
         }
