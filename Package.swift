@@ -55,7 +55,8 @@ let package = Package(
         .systemLibrary(name: "CMartletZlib", pkgConfig: "zlib", providers: [.apt(["libz-dev"])]),
 
         // L0: vocabulary.
-        .target(name: "MartletLogModel", exclude: ["README.md"], swiftSettings: house),
+        .target(
+            name: "MartletLogModel", dependencies: ["CMartletPlatform"], exclude: ["README.md"], swiftSettings: house),
 
         // L1: formats.
         .target(

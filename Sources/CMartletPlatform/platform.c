@@ -179,3 +179,26 @@ void martlet_keep_freed_memory(void) {
     mallopt(M_TRIM_THRESHOLD, 16 * 1024 * 1024);
 #endif
 }
+
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#include <sanitizer/tsan_interface.h>
+#define MARTLET_THREAD_SANITIZER 1
+#endif
+#endif
+
+void martlet_lock_taken(const void *lock) {
+#ifdef MARTLET_THREAD_SANITIZER
+    __tsan_acquire((void *)lock);
+#else
+    (void)lock;
+#endif
+}
+
+void martlet_lock_given_back(const void *lock) {
+#ifdef MARTLET_THREAD_SANITIZER
+    __tsan_release((void *)lock);
+#else
+    (void)lock;
+#endif
+}

@@ -6,7 +6,6 @@ internal import MartletStorage
 internal import MartletTransport
 internal import NIOCore
 internal import NIOPosix
-internal import Synchronization
 
 /// Why a broker did not start.
 public struct BrokerStartError: Error, Sendable, CustomStringConvertible {
@@ -41,13 +40,13 @@ public final class Broker: Sendable {
     /// Identity of the cluster, kept in the data directory.
     public let clusterID: String
     private let logger: Logger
-    private let running: Mutex<Running?>
+    private let running: Guarded<Running?>
 
     private init(address: BrokerSettings.Address, clusterID: String, logger: Logger, running: Running) {
         self.address = address
         self.clusterID = clusterID
         self.logger = logger
-        self.running = Mutex(running)
+        self.running = Guarded(running)
     }
 
     /// Opens the data directory, loads the metadata, and serves. Returns once the broker accepts requests.

@@ -5,7 +5,6 @@ internal import MartletLogModel
 internal import MartletStorage
 package import MartletTransport
 package import NIOCore
-internal import Synchronization
 
 /// A broker without a listener: directory, metadata, loops, opened and wired. ``Broker`` and the simulator put
 /// their event loops under it and connections before it.
@@ -173,7 +172,7 @@ extension ConnectionLimits {
 /// Numbers connections and bounds how many there are (`max.connections`).
 private final class ConnectionCounter: Sendable {
     let limit: Int
-    private let state: Mutex<(next: UInt64, open: Int)> = Mutex((1, 0))
+    private let state: Guarded<(next: UInt64, open: Int)> = Guarded((1, 0))
 
     init(limit: Int) { self.limit = limit }
 

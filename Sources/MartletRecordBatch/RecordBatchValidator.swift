@@ -1,5 +1,5 @@
+import MartletLogModel
 package import NIOCore
-import Synchronization
 
 /// Judges batches from outside. Neither function changes the batch.
 package enum RecordBatchValidator {
@@ -55,7 +55,7 @@ private enum ValidatorPool {
         var validators: [RecordValidator] = []
     }
 
-    private static let idle = Mutex(Idle())
+    private static let idle = Guarded(Idle())
 
     static func take() -> RecordValidator {
         let kept = idle.withLock { idle in idle.validators.popLast().map(Handover.init) }

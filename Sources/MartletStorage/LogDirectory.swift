@@ -46,14 +46,14 @@ package final class LogDirectory<D: Disk>: Sendable {
     package let previousBrokerEpoch: Int64?
 
     private let lockFile: D.File
-    private let table: Mutex<Table>
-    private let stateValue: Mutex<LogDirectoryState>
+    private let table: Guarded<Table>
+    private let stateValue: Guarded<LogDirectoryState>
     /// 0 ok, 1 full, 2 failed: the hot path's copy of `stateValue`.
     private let stateCode: Atomic<UInt8>
     private let reserveHeld: Atomic<Bool>
     /// Serialises the writers of the checkpoint files.
     /// Holds what was written last: unchanged files are not written again.
-    private let checkpointWriter = Mutex<[String: ByteBuffer]>([:])
+    private let checkpointWriter = Guarded<[String: ByteBuffer]>([:])
 
     private static var lockName: String { ".lock" }
     private static var reserveName: String { ".martlet-reserve" }
@@ -165,8 +165,8 @@ package final class LogDirectory<D: Disk>: Sendable {
                 table.unknownNames.append(name)
             }
         }
-        self.table = Mutex(table)
-        self.stateValue = Mutex(.ok)
+        self.table = Guarded(table)
+        self.stateValue = Guarded(.ok)
         self.stateCode = Atomic(0)
 
         // The mark counts once: from here on the directory is dirty until the next clean close.

@@ -74,4 +74,9 @@ const char *martlet_error_text(int error, char *buffer, size_t length);
 /// time of 1 MiB produce requests. Does nothing without glibc. Call once, early, in a process of our own.
 void martlet_keep_freed_memory(void);
 
+/// Tells the thread sanitizer, where the build has it, that a lock with this address was taken, and that it is about to
+/// be given back. Do nothing otherwise.
+void martlet_lock_taken(const void *lock);
+void martlet_lock_given_back(const void *lock);
+
 #endif

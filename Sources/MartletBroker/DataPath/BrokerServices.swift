@@ -3,7 +3,6 @@ package import MartletLogModel
 package import MartletStorage
 package import MartletTransport
 package import NIOCore
-internal import Synchronization
 
 /// What all loops of a broker share. Immutable after start, or thread-safe by itself.
 package final class BrokerServices: Sendable {
@@ -58,7 +57,7 @@ package final class LoopRegistry: @unchecked Sendable {
     }
 
     package private(set) var all: [BrokerLoop] = []
-    private let homes = Mutex(Homes())
+    private let homes = Guarded(Homes())
 
     package init() {}
 

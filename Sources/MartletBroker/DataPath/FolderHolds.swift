@@ -1,5 +1,4 @@
 package import MartletLogModel
-internal import Synchronization
 
 /// Folders in which work of a deleted partition is still going on. The pools go by the folder's name, and a topic may
 /// be created again under the same name at once: its partitions, perhaps on other loops, wait until that work has
@@ -10,7 +9,7 @@ package final class FolderHolds: Sendable {
         var waiting: [@Sendable () -> Void] = []
     }
 
-    private let holds = Mutex<[TopicPartition: Hold]>([:])
+    private let holds = Guarded<[TopicPartition: Hold]>([:])
 
     package init() {}
 

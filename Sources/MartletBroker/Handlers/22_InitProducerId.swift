@@ -4,7 +4,6 @@ internal import MartletCoordinators
 package import MartletKafkaProtocol
 internal import MartletLogModel
 package import NIOCore
-internal import Synchronization
 
 /// InitProducerId (key 22): ids for idempotent producers, out of blocks that the controller hands out durably, so that
 /// no id is given twice, not even after a crash (KIP-98, KIP-730).
@@ -79,7 +78,7 @@ package final class ProducerIDBlocks: Sendable {
         var end: Int64 = 0
     }
 
-    private let state = Mutex(State())
+    private let state = Guarded(State())
 
     package init() {}
 

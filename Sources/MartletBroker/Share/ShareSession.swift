@@ -2,7 +2,6 @@ internal import MartletCoordinators
 internal import MartletLogModel
 internal import NIOCore
 internal import OrderedCollections
-internal import Synchronization
 
 /// Whose session it is.
 package struct ShareSessionKey: Hashable, Sendable {
@@ -72,7 +71,7 @@ package final class ShareSessionRegistry: Sendable {
         var serials: [ShareSessionKey: UInt64] = [:]
     }
 
-    private let state = Mutex(State())
+    private let state = Guarded(State())
 
     package init() {}
 

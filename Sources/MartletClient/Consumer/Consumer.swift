@@ -1,7 +1,6 @@
 import Logging
 public import MartletLogModel
 import NIOCore
-import Synchronization
 
 /// Reads records: of partitions named by the caller (``assign(_:)``) or of topics shared with a group
 /// (``subscribe(to:)``).
@@ -29,7 +28,7 @@ public final class Consumer: Sendable {
     private let buffer: FetchBuffer
     private let fetcher: Fetcher
     private let membership: (any GroupMembership)?
-    private let state = Mutex(State())
+    private let state = Guarded(State())
 
     /// - Throws: ``ClientError`` with code `invalidConfiguration`. Connecting happens on first use.
     public init(_ configuration: ConsumerConfiguration) throws(ClientError) {

@@ -1,7 +1,6 @@
 import DequeModule
 import MartletLogModel
 import NIOCore
-import Synchronization
 
 /// Where a consumer is in one partition. Each jump (seek, new assignment) begins a new version; batches and
 /// positions of older versions are void.
@@ -14,7 +13,7 @@ final class PartitionCursor: Sendable {
     }
 
     let topicPartition: TopicPartition
-    private let state = Mutex(State())
+    private let state = Guarded(State())
     private let onDamage: @Sendable (ClientError) -> Void
 
     init(_ topicPartition: TopicPartition, onDamage: @escaping @Sendable (ClientError) -> Void) {
@@ -95,7 +94,7 @@ final class FetchBuffer: Sendable {
     /// Errors kept for the polling task; later ones repeat the first in nearly every case.
     private static let errorLimit = 16
 
-    private let state = Mutex(State())
+    private let state = Guarded(State())
     private let byteLimit: Int
 
     init(byteLimit: Int) { self.byteLimit = byteLimit }

@@ -1,5 +1,5 @@
+import MartletLogModel
 import NIOCore
-import Synchronization
 
 /// The answer that a task awaits from the event loop. The first resolution counts, later ones are ignored, so
 /// cancellation and the real answer may race.
@@ -11,7 +11,7 @@ final class Reply<Value: Sendable>: Sendable {
         case done
     }
 
-    private let state = Mutex(State.empty)
+    private let state = Guarded(State.empty)
 
     func resolve(_ result: Result<Value, any Error>) {
         let continuation: CheckedContinuation<Value, any Error>? = state.withLock { state in

@@ -2,7 +2,6 @@ import DequeModule
 import MartletLogModel
 import MartletRecordBatch
 import NIOCore
-import Synchronization
 
 /// Collects the fate of the records of one `send` call, which may lie in several batches.
 final class DeliverySink: Sendable {
@@ -13,10 +12,10 @@ final class DeliverySink: Sendable {
         var isSealed = false
     }
 
-    private let state: Mutex<State>
+    private let state: Guarded<State>
     let reply = Reply<[RecordMetadata]>()
 
-    init() { state = Mutex(State(remaining: 0, results: [])) }
+    init() { state = Guarded(State(remaining: 0, results: [])) }
 
     /// Reserves the slot of one more record; called before the record is handed over.
     func addSlot() -> Int {

@@ -2,7 +2,6 @@ import DequeModule
 import MartletLogModel
 import MartletRecordBatch
 import NIOCore
-import Synchronization
 
 /// Where records become batches: callers append under a short lock, straight into the batch's final bytes; the
 /// sender takes finished batches away. One lock, no allocation per record.
@@ -56,7 +55,7 @@ final class ProducerAccumulator: Sendable {
     private static let resumeShare = 4
 
     private let configuration: ProducerConfiguration
-    private let state = Mutex(State())
+    private let state = Guarded(State())
 
     init(_ configuration: ProducerConfiguration) { self.configuration = configuration }
 

@@ -1,7 +1,6 @@
 import DequeModule
 import MartletLogModel
 import NIOCore
-import Synchronization
 
 /// What lies between the fetching loop of a share consumer and its polling task: records that are not handed out, those
 /// that are and not acknowledged, what was said about records and is not told to a broker, errors, results.
@@ -31,7 +30,7 @@ final class ShareBuffer: Sendable {
     /// Errors kept for the polling task; later ones repeat the first in nearly every case.
     private static let errorLimit = 16
 
-    private let state = Mutex(State())
+    private let state = Guarded(State())
     private let keepsResults: Bool
 
     /// - Parameter keepsResults: somebody is to be told what became of acknowledgements.

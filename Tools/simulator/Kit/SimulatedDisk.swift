@@ -1,3 +1,4 @@
+import MartletLogModel
 package import MartletStorage
 package import NIOCore
 import Synchronization
@@ -29,8 +30,8 @@ package struct SimulatedDisk: Disk {
 
     /// Everything mutable, behind one lock: flush works run on other threads.
     final class Core: Sendable {
-        let state: Mutex<State>
-        init(_ state: sending State) { self.state = Mutex(state) }
+        let state: Guarded<State>
+        init(_ state: sending State) { self.state = Guarded(state) }
     }
 
     // MARK: Faults
