@@ -80,12 +80,17 @@ package final class PartitionCheckpoint: Sendable {
         proposedLogStartValue.store(offset.rawValue, ordering: .releasing)
         durableLogStartValue.store(offset.rawValue, ordering: .releasing)
     }
+    /// For ``PartitionLog/truncate(to:)``.
+    func lowerInstalledEnd(to offset: Offset) {
+        _ = installedEndValue.min(offset.rawValue, ordering: .acquiringAndReleasing)
+    }
     /// For ``PartitionLog/restart(at:)``: an empty log that starts there, and nothing known of before.
     func restart(at start: Offset) {
         lowerLogStart(to: start)
         setRecoveryPoint(start)
         highWatermarkValue.store(start.rawValue, ordering: .releasing)
         compactedEndValue.store(start.rawValue, ordering: .releasing)
+        installedEndValue.store(start.rawValue, ordering: .releasing)
     }
 }
 

@@ -41,6 +41,8 @@ package struct CompactionPlan<D: Disk>: Sendable {
     let producerMarkerEpochs: [Int64: Int16]
     /// Aborted transactions with records or marker in the sources.
     let aborted: [AbortedTransaction]
+    /// ``PartitionLog/cutCount`` of the log that this is about.
+    let cutCount: Int
 
     /// Two independent 64-bit hashes keyed per process: no two keys of a topic collide by chance (2⁻¹²⁸ a
     /// pair) or by a producer's intention.
@@ -102,7 +104,7 @@ package struct CompactionPlan<D: Disk>: Sendable {
             throw error
         }
         return CompactionResult(
-            rewritten: rewritten, compactedEnd: covered, emptiedMarkers: transactions.emptiedMarkers)
+            rewritten: rewritten, compactedEnd: covered, emptiedMarkers: transactions.emptiedMarkers, cutCount: cutCount)
     }
 
     /// The latest offset of each key from `dirtyStart` on, and up to where that is complete.
@@ -387,6 +389,7 @@ package struct CompactionResult<D: Disk>: Sendable {
     let compactedEnd: Offset
     /// Abort markers whose entries in the transaction index serve nobody any more.
     let emptiedMarkers: Set<Int64>
+    let cutCount: Int
 
     /// Bytes before and after, for metrics.
     package var bytesBefore: Int { rewritten.reduce(0) { $0 + $1.sourceSize } }
@@ -455,17 +458,25 @@ extension PartitionLog {
             now: now, deleteRetention: configuration.deleteRetentionMilliseconds,
             indexInterval: configuration.indexIntervalBytes, keyLimit: keyLimit,
             producerLastOffsets: producers.lastOffsets, producerMarkerEpochs: producers.markerEpochs,
-            aborted: aborted)
+            aborted: aborted, cutCount: cutCount)
     }
 
     /// The pass failed or is not wanted any more; its files go away at the next start.
     package func abandonCompaction() { compactionIsUnderWay = false }
 
-    /// Puts rewritten segments in the place of the old ones. Segments that changed meanwhile (retention,
-    /// truncation) stay as they are.
+    /// Puts rewritten segments in the place of the old ones. Segments that changed meanwhile (retention) stay as they
+    /// are, and all of them where the log was cut.
     package func installCompaction(_ result: CompactionResult<D>, now: Timestamp) throws(StorageError) {
         precondition(compactionIsUnderWay, "installCompaction without planCompaction")
         compactionIsUnderWay = false
+        guard result.cutCount == cutCount else {
+            do throws(DiskError) {
+                for rewritten in result.rewritten { try disk.removeIfPresent(rewritten.cleanedPath) }
+            } catch {
+                throw directory.record(error)
+            }
+            return
+        }
         if !result.emptiedMarkers.isEmpty {
             try dropAborted(result.emptiedMarkers)
             unflushedNames = dirty.markDirectory(folder)
@@ -509,9 +520,7 @@ extension PartitionLog {
         at index: Int, with rewritten: CompactionResult<D>.Rewritten, now: Timestamp
     ) throws(DiskError) {
         let old = segments[index]
-        for file in [old.openFile, old.openOffsetIndex, old.openTimeIndex] {
-            if let file { dirty.forget(file) }
-        }
+        forget(old, withTransactionIndex: false)
         // Index files first: a stale one is found out by the first search, a missing one is made anew.
         try disk.removeIfPresent(old.path(LogFileName.offsetIndex))
         try disk.removeIfPresent(old.path(LogFileName.timeIndex))

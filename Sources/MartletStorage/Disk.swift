@@ -112,10 +112,13 @@ package struct DiskError: Error, Equatable, Sendable, CustomStringConvertible {
     }
 }
 
-/// Directory part of a path: everything before the last `/`.
+/// Directory part of a path: everything before the last `/` that does not end it; `.` where there is none.
 package func parentPath(of path: String) -> String {
-    guard let slash = path.utf8.lastIndex(of: UInt8(ascii: "/")), slash != path.startIndex else { return "/" }
-    return String(path[..<slash])
+    let slash = UInt8(ascii: "/")
+    var rest = path.utf8[...]
+    while rest.last == slash { rest.removeLast() }
+    guard let index = rest.lastIndex(of: slash) else { return rest.isEmpty && !path.isEmpty ? "/" : "." }
+    return index == path.startIndex ? "/" : String(path[..<index])
 }
 
 extension Disk {
@@ -154,15 +157,24 @@ extension Disk {
         try syncDirectory(parentPath(of: path))
     }
 
-    /// Creates a directory and its missing parents, each one durable in its parent.
+    /// Creates a directory and its missing parents, each one durable in its parent: also one that is there, for
+    /// whoever made it may have been killed before it was.
     package func createDirectories(_ path: String) throws(DiskError) {
+        let parent = parentPath(of: path)
         do throws(DiskError) {
-            if try status(path).isDirectory { return }
-            throw DiskError(.exists, operation: "mkdir", path: path, detail: "exists and is not a directory")
+            guard try status(path).isDirectory else {
+                throw DiskError(.exists, operation: "mkdir", path: path, detail: "exists and is not a directory")
+            }
+            do throws(DiskError) {
+                try syncDirectory(parent)
+            } catch {
+                // Somebody else's directory, which we may pass through and not read: nor did we make this one in it.
+                guard error.kind == .denied else { throw error }
+            }
+            return
         } catch {
             guard error.kind == .notFound else { throw error }
         }
-        let parent = parentPath(of: path)
         if parent != path { try createDirectories(parent) }
         do {
             try createDirectory(path)

@@ -96,6 +96,8 @@ package final class LogDirectory<D: Disk>: Sendable {
             throw StorageError.directoryRefused(
                 "log directory \(path) is in use by another process; stop it or choose another --data-dir")
         }
+        // A process that was killed may have left names in memory alone. What is believed from here on must be on the disk.
+        try disk.syncDirectory(path)
         let names = try disk.list(path)
 
         let metaPath = path + "/" + MetaProperties.fileName

@@ -146,6 +146,15 @@ extension PartitionLog {
         segment.endOffset = end
         segment.firstAppend = first
         if segment.isSealed { completeIndexes(of: segment) } else { persistIndexes(of: segment) }
+        if segment.isSealed {
+            // A start after a crash looks at no index of a segment below the recovery point.
+            do throws(DiskError) {
+                try segment.indexFile(create: false)?.file.sync()
+                try segment.timeIndexFile(create: false)?.file.sync()
+            } catch {
+                throw .storage(directory.record(error, isFlush: error.operation == "fdatasync"))
+            }
+        }
         guard reached == size else {
             // What the part that was walked says of the times is not true of the whole.
             discardIndexes(of: segment)

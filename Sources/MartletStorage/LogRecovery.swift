@@ -81,11 +81,15 @@ extension PartitionLog {
                 throw StorageError.offline(
                     topicPartition, detail: "no segments in \(folder), but offsets up to \(known) were written")
             }
+            try removeSnapshots(present)
+            try disk.syncDirectory(folder)
             setEnds(known, flushed: known)
             return
         }
         if first.baseOffset > logStartOffset {
             try judgeMissingStart(first.baseOffset)
+            if damage == nil { try removeSnapshots(present) }
+            try disk.syncDirectory(folder)
             return
         }
         loadEpochs(try disk.readAll(folder + "/" + LogFileName.leaderEpochCheckpoint, limit: 64 << 20))
@@ -289,9 +293,10 @@ extension PartitionLog {
         let flushedEnd = max(recoveryPoint, logStartOffset)
         // One that ends exactly at the recovery point may still have room behind its end: the flush that was to cut it
         // off is the one that makes its successor durable.
+        let startsAtLogStart = logStartOffset >= recoveryPoint
         let firstIndex =
             segments.lastIndex {
-                $0.baseOffset < flushedEnd || $0.baseOffset == flushedEnd && logStartOffset >= recoveryPoint
+                $0.baseOffset < flushedEnd || (startsAtLogStart && $0.baseOffset == flushedEnd)
             } ?? 0
         var end = segments[firstIndex].baseOffset
         for index in firstIndex..<segments.count {
@@ -301,6 +306,7 @@ extension PartitionLog {
             if isGap || (index > firstIndex && segment.baseOffset < end) {
                 // The segment before ended early or late, and this one has its own bytes.
                 if try judge(segmentIndex: index, position: 0, end: end, flushedEnd: flushedEnd) {
+                    _ = try makeDurable()
                     return checked
                 }
                 break
@@ -342,6 +348,7 @@ extension PartitionLog {
                 let isRoom = try mayBeRoom && giveBackRoom(of: segment, to: fileSize)
                 if !isRoom {
                     if try judge(segmentIndex: index, position: reached, end: end, flushedEnd: flushedEnd) {
+                        _ = try makeDurable()
                         return checked
                     }
                     break
@@ -355,6 +362,7 @@ extension PartitionLog {
             _ = try judge(
                 segmentIndex: segments.count - 1, position: segments.last?.size ?? 0, end: end,
                 flushedEnd: flushedEnd)
+            _ = try makeDurable()
             return checked
         }
         setEnds(end, flushed: recoveryPoint)
@@ -375,13 +383,15 @@ extension PartitionLog {
         for segment in segments where segment.endOffset > checkpoint.recoveryPoint || segment.openFile != nil {
             dirty.markFile(try segment.file())
         }
-        if configuration.compacts {
-            // A pass gives segments new indexes, wherever they lie.
-            for segment in segments.dropLast() {
-                if let file = try segment.indexFile(create: false) { dirty.markFile(file) }
-                if let file = try segment.timeIndexFile(create: false) { dirty.markFile(file) }
-                segment.releaseFiles()
+        // A pass of compaction gives segments new indexes, wherever they lie.
+        for segment in segments.dropLast() where segment.baseOffset < checkpoint.compactedEnd {
+            do throws(DiskError) {
+                try segment.indexFile(create: false)?.file.sync()
+                try segment.timeIndexFile(create: false)?.file.sync()
+            } catch {
+                throw directory.record(error, isFlush: error.operation == "fdatasync")
             }
+            segment.releaseFiles()
         }
         dirty.markDirectory(folder)
         dirty.markDirectory(directory.path)
@@ -481,20 +491,23 @@ extension PartitionLog {
         }
     }
 
-    /// Copies everything from `position` of a segment on to the quarantine folder, once.
+    /// Copies everything from `position` of a segment on to the quarantine folder, once. Durable when it returns.
     private func quarantine(fromSegment index: Int, position: Int, end: Offset) throws -> Int {
         let target = directory.path + "/" + LogDirectory<D>.quarantineName + "/" + topicPartition.description
         var copied = 0
+        var isThere = false
         for (number, segment) in segments[index...].enumerated() {
             let start = number == 0 ? position : 0
             let file = try segment.file()
             let size = try file.file.size()
             guard size > start else { continue }
             try disk.createDirectories(target)
-            let path = "\(target)/\(LogFileName.make(number == 0 ? end.rawValue : segment.baseOffset.rawValue, "bytes"))"
-            // The same damage is found at each start until it is repaired: one copy is enough.
-            if try disk.exists(path), try disk.status(path).size == size - start { continue }
-            let copy = try disk.open(path, .create)
+            isThere = true
+            let base = number == 0 ? end : segment.baseOffset
+            if try hasCopy(of: file.file, from: start, to: size, in: target, base: base) { continue }
+            let path = try freeCopyPath(in: target, base: base)
+            let partial = path + ".tmp"
+            let copy = try disk.open(partial, .create)
             defer { copy.close() }
             try copy.truncate(to: 0)
             var position = start
@@ -506,10 +519,50 @@ extension PartitionLog {
                 position += count
             }
             try copy.sync()
+            try disk.rename(partial, to: path)
             copied += size - start
         }
-        if copied > 0 { try disk.syncDirectory(target) }
+        if isThere { try disk.syncDirectory(target) }
         return copied
+    }
+
+    /// `00000000000000000042.bytes`, `00000000000000000042.1.bytes` ...
+    private func copyPath(in target: String, base: Offset, number: Int) -> String {
+        target + "/" + LogFileName.make(base.rawValue, number == 0 ? "bytes" : "\(number).bytes")
+    }
+
+    private func freeCopyPath(in target: String, base: Offset) throws(DiskError) -> String {
+        var number = 0
+        while try disk.exists(copyPath(in: target, base: base, number: number)) { number += 1 }
+        return copyPath(in: target, base: base, number: number)
+    }
+
+    /// The same damage is found at each start until it is repaired: one copy is enough.
+    private func hasCopy(
+        of file: D.File, from start: Int, to end: Int, in target: String, base: Offset
+    ) throws(DiskError) -> Bool {
+        var number = 0
+        while true {
+            let path = copyPath(in: target, base: base, number: number)
+            guard try disk.exists(path) else { return false }
+            let copy = try disk.open(path, .read)
+            defer { copy.close() }
+            if try copy.size() == end - start, try isSame(copy, file, from: start, count: end - start) { return true }
+            number += 1
+        }
+    }
+
+    private func isSame(_ copy: D.File, _ file: D.File, from start: Int, count: Int) throws(DiskError) -> Bool {
+        var position = 0
+        while position < count {
+            var (copied, original) = (ByteBuffer(), ByteBuffer())
+            let step = min(1 << 20, count - position)
+            guard try copy.read(into: &copied, at: position, count: step) > 0,
+                try file.read(into: &original, at: start + position, count: step) > 0, copied == original
+            else { return false }
+            position += copied.readableBytes
+        }
+        return true
     }
 
     /// Gives up what lies behind the damage (a copy is in quarantine) and makes the log whole again, for
@@ -570,6 +623,13 @@ extension PartitionLog {
     }
 
     // MARK: Producers
+
+    /// Snapshots of a log that is lost must not come back when the new one has grown there.
+    private func removeSnapshots(_ names: [String]) throws(DiskError) {
+        for name in names where LogFileName.parse(name)?.kind == LogFileName.producerSnapshot {
+            try disk.removeIfPresent(folder + "/" + name)
+        }
+    }
 
     /// Newest undamaged snapshot at or before the log end, then the batches behind it.
     ///

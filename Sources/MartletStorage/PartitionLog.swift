@@ -47,6 +47,8 @@ package final class PartitionLog<D: Disk> {
     /// Closed segments with open files, the one used last at the end.
     var openSealed: [Segment<D>] = []
     var compactionIsUnderWay = false
+    /// Rises with each cut: a pass that was planned before has read another log.
+    var cutCount = 0
     /// Everything before this was compacted by this process; a start begins anew.
     var compactedEnd = Offset.zero
     /// Flush sequence that makes the folder's newest names durable.
@@ -547,6 +549,16 @@ package final class PartitionLog<D: Disk> {
         }
     }
 
+    /// The segment's files need no flush any more: they are out of the log, or flushed by other means.
+    func forget(_ segment: Segment<D>, withTransactionIndex: Bool = true) {
+        for file in [segment.openFile, segment.openOffsetIndex, segment.openTimeIndex] {
+            if let file { dirty.forget(file) }
+        }
+        guard withTransactionIndex else { return }
+        if let file = segment.openTransactionIndex { dirty.forget(file) }
+        dirty.forgetReplacement(segment.path(LogFileName.transactionIndex))
+    }
+
     func markEpochsDirty() {
         dirty.markReplacement(folder + "/" + LogFileName.leaderEpochCheckpoint, leaderEpochs.encode())
     }
@@ -679,8 +691,8 @@ package final class PartitionLog<D: Disk> {
             try directory.requireAlive()
             if let failure = result.failure { throw .file(failure) }
         }
-        // Without the transaction index the next start must look at the batches again.
-        if damage == nil, unflushedAborted == nil { checkpoint.setClean(true) }
+        // Without the transaction index or the epochs the next start must look at the batches again.
+        if damage == nil, unflushedAborted == nil, dirty.isClean { checkpoint.setClean(true) }
     }
 }
 

@@ -122,11 +122,7 @@ extension PartitionLog {
         var paths: [String] = []
         do throws(DiskError) {
             for segment in dropped {
-                if let file = segment.openFile { dirty.forget(file) }
-                if let file = segment.openOffsetIndex { dirty.forget(file) }
-                if let file = segment.openTimeIndex { dirty.forget(file) }
-                if let file = segment.openTransactionIndex { dirty.forget(file) }
-                dirty.forgetReplacement(segment.path(LogFileName.transactionIndex))
+                forget(segment)
                 segment.releaseFiles()
                 for kind in [
                     LogFileName.log, LogFileName.offsetIndex, LogFileName.timeIndex, LogFileName.transactionIndex,

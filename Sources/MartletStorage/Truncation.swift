@@ -55,14 +55,12 @@ extension PartitionLog {
             for offset in snapshotOffsets where offset > cutEnd.rawValue {
                 try disk.removeIfPresent(folder + "/" + LogFileName.make(offset, LogFileName.producerSnapshot))
             }
-            for touched in segments[index...] {
-                // What is left is flushed by the cut; its size as a closed segment no longer counts.
-                for file in [touched.openFile, touched.openOffsetIndex, touched.openTimeIndex] {
-                    if let file { dirty.forget(file) }
-                }
-            }
+            // What is left is flushed by the cut; its size as a closed segment no longer counts.
+            for touched in segments[index...] { forget(touched, withTransactionIndex: touched !== segment) }
             try cut(toSegment: index, position: position, end: cutEnd)
             try reindexLastSegment()
+            // The cut has flushed the file, but not what counts as flushed.
+            if flushedEndOffset < cutEnd, let last = segments.last { dirty.markFile(try last.file()) }
         } catch let error as DiskError {
             throw directory.record(error)
         } catch let error as StorageError {
@@ -70,6 +68,9 @@ extension PartitionLog {
         } catch {
             throw .offline(topicPartition, detail: "\(error)")
         }
+        cutCount += 1
+        compactedEnd = min(compactedEnd, cutEnd)
+        checkpoint.lowerInstalledEnd(to: cutEnd)
         snapshotOffsets.removeAll { $0 > cutEnd.rawValue }
         uncommittedMarkers.removeAll { $0.lastOffset >= cutEnd.rawValue }
         recent.removeAll()
@@ -103,10 +104,7 @@ extension PartitionLog {
             }
             // Whole segments, from the end: what a crash leaves has no hole and reaches to the log start, or is empty.
             for segment in segments.reversed() {
-                for file in [segment.openFile, segment.openOffsetIndex, segment.openTimeIndex, segment.openTransactionIndex] {
-                    if let file { dirty.forget(file) }
-                }
-                dirty.forgetReplacement(segment.path(LogFileName.transactionIndex))
+                forget(segment)
                 try removeFiles(of: segment)
                 segments.removeLast()
                 try disk.syncDirectory(folder)
@@ -127,6 +125,9 @@ extension PartitionLog {
         } catch {
             throw .offline(topicPartition, detail: "\(error)")
         }
+        cutCount += 1
+        compactedEnd = start
+        unflushedAborted = nil
         snapshotOffsets = []
         openSealed = []
         uncommittedMarkers = []

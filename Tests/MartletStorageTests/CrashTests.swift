@@ -53,6 +53,35 @@ import Testing
         #expect(problem == nil, "\(problem ?? "")")
     }
 
+    /// What a killed process left is in memory alone; what the next one builds on it must not fall with it.
+    @Test(arguments: CrashTests.base..<(CrashTests.base + CrashTests.workloads))
+    func `a kill at any point, appends of the next process, a power cut: all that was acknowledged is there`(
+        seed: UInt64
+    ) {
+        for compacts in [false, true] {
+            let whole = SimulatedDisk()
+            var workload = CrashWorkload(seed: seed + 500, compacts: compacts)
+            workload.run(on: whole)
+            let total = whole.operationCount
+            for point in Swift.stride(from: Int(seed) % Self.stride, through: total, by: Self.stride) {
+                var workload = CrashWorkload(seed: seed + 500, compacts: compacts)
+                let disk = SimulatedDisk()
+                disk.stop(afterOperations: point)
+                workload.run(on: disk)
+                var problem = workload.goOn(on: disk)
+                var image: UInt64 = 0
+                while problem == nil, image < 2 + Self.imagesPerPoint {
+                    let crashSeed = image < 2 ? image : seed &* 1_000_003 &+ UInt64(point) &* 101 &+ image
+                    problem = workload.problem(on: disk.crashed(seed: crashSeed))
+                    if problem != nil { problem?.append(" (image \(crashSeed))") }
+                    image += 1
+                }
+                #expect(problem == nil, "workload \(seed + 500) killed after operation \(point) of \(total): \(problem ?? "")")
+                if problem != nil { return }
+            }
+        }
+    }
+
     @Test func `a second crash during recovery changes nothing`() {
         for seed in (Self.base + 200)..<(Self.base + 200 + Self.workloads) {
             var generator = SplitMix64(seed: seed)

@@ -147,6 +147,52 @@ struct CrashWorkload {
         acknowledge()
     }
 
+    /// The process has died somewhere in ``run(on:)``; the next one opens what it left and makes promises of its own.
+    ///
+    /// - Returns: why it cannot, where that breaks a promise already.
+    mutating func goOn(on disk: SimulatedDisk) -> String? {
+        disk.processEnded()
+        disk.clearStop()
+        let now = Timestamp(milliseconds: Fixture.now.rawValue + 5000)
+        do {
+            let directory = try Fixture.directory(disk)
+            let log = try Fixture.log(directory, configuration, now: now)
+            if let damage = log.damage { return "a kill alone did damage: \(damage)" }
+            for index in 0..<2 {
+                let key = compacts ? "k\(index)" : nil
+                let batch = Fixture.batch(
+                    count: 1, bytes: 50, seed: seed &+ UInt64(index), timestamp: now.rawValue, key: key)
+                var copy = ByteBuffer(bytes: batch.readableBytesView)
+                let outcome = try log.stage(
+                    &copy, header: try RecordBatchHeader(reading: copy), leaderEpoch: LeaderEpoch(100), now: now)
+                guard case .staged(let base, _, _) = outcome else { return "an append got \(outcome)" }
+                try log.writeStaged()
+                promises.written[base.rawValue, default: []].append(copy)
+                try Fixture.flush(log)
+                promises.acknowledged.append((base.rawValue, copy, nil))
+                if let key {
+                    promises.latest[key] = copy
+                    promises.unsure.remove(key)
+                }
+                if compacts, let plan = try log.planCompaction(now: now, ceiling: log.flushedEndOffset, force: true) {
+                    try log.installCompaction(try plan.run(), now: now)
+                }
+            }
+            // Written, and nobody is told of it.
+            let last = Fixture.batch(count: 3, bytes: 300, seed: seed, timestamp: now.rawValue, key: compacts ? "k2" : nil)
+            var copy = ByteBuffer(bytes: last.readableBytesView)
+            let outcome = try log.stage(
+                &copy, header: try RecordBatchHeader(reading: copy), leaderEpoch: LeaderEpoch(100), now: now)
+            guard case .staged(let base, _, _) = outcome else { return "an append got \(outcome)" }
+            try log.writeStaged()
+            promises.written[base.rawValue, default: []].append(copy)
+            if compacts { promises.unsure.insert("k2") }
+            return nil
+        } catch {
+            return "the next process cannot go on: \(error)"
+        }
+    }
+
     /// Why the image breaks a promise, or nil.
     func problem(on disk: SimulatedDisk) -> String? {
         do {

@@ -40,6 +40,11 @@ import Testing
             configuration: configuration, now: Fixture.now)
     }
 
+    @Test func `the parent of a path is where its name stands`() {
+        let parents = ["/a/b": "/a", "/a": "/", "/": "/", "a": ".", "a/b": "a", "a/b/": "a", "/a/": "/", ".": "."]
+        for (path, parent) in parents { #expect(parentPath(of: path) == parent, "\(path)") }
+    }
+
     @Test func `batches survive closing and reopening, and unclean ends, on a real disk`() throws {
         try withFolder { folder in
             for round in 0..<4 as Range<Int64> {

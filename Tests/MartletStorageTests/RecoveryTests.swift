@@ -110,6 +110,65 @@ import Testing
         #expect(log.damage?.offset == Offset(9))
     }
 
+    @Test func `a torn tail that is cut has its copy, whatever kill and power cut come between`() throws {
+        var cuts = 0
+        for stop in 0..<60 {
+            let disk = SimulatedDisk()
+            let directory = try Fixture.directory(disk)
+            let log = try Fixture.log(directory)
+            try Fixture.append(log, Fixture.batch())
+            try directory.writeCheckpoints()
+            let whole = try #require(disk.content(Fixture.logPath(0)))
+            let tail: [UInt8] = [1, 2, 3, 4, 5]
+            disk.setContent(Fixture.logPath(0), whole + tail)
+            disk.processEnded()
+            disk.stop(afterOperations: stop)
+            _ = try? Fixture.log(Fixture.directory(disk))
+            disk.processEnded()
+            disk.clearStop()
+            _ = try Fixture.log(Fixture.directory(disk))
+            for seed in 0..<4 as Range<UInt64> {
+                let image = disk.crashed(seed: seed)
+                guard image.content(Fixture.logPath(0)) == whole else { continue }
+                cuts += 1
+                let copy = image.content("/data/.quarantine/orders-0/00000000000000000001.bytes")
+                #expect(copy == tail, "stop \(stop) image \(seed): \(String(describing: copy))")
+            }
+        }
+        #expect(cuts > 100)
+    }
+
+    @Test func `another tail at the same place gets a copy of its own`() throws {
+        let disk = SimulatedDisk()
+        try Fixture.append(try Fixture.log(Fixture.directory(disk)), Fixture.batch())
+        let whole = try #require(disk.content(Fixture.logPath(0)))
+        let tails: [[UInt8]] = [[1, 2, 3], [4, 5, 6], [1, 2, 3]]
+        for tail in tails {
+            disk.processEnded()
+            disk.setContent(Fixture.logPath(0), whole + tail)
+            #expect(try Fixture.log(Fixture.directory(disk)).recovery.truncatedBytes == 3)
+        }
+        let copies = disk.files.filter { $0.contains("/.quarantine/") }.map { disk.content($0) }
+        #expect(copies == [[4, 5, 6], [1, 2, 3]])
+    }
+
+    @Test func `producer snapshots of a log that is lost do not come back with the next one`() throws {
+        let disk = SimulatedDisk()
+        var configuration = LogConfiguration()
+        configuration.segmentMilliseconds = 1000
+        let lost = try Fixture.log(Fixture.directory(disk), configuration)
+        try Fixture.append(lost, Fixture.batch(producer: (1, 0, 0)), flush: false)
+        try lost.tick(now: Timestamp(milliseconds: Fixture.now.rawValue + 2000))
+        let snapshot = "/data/orders-0/00000000000000000001.snapshot"
+        #expect(disk.content(snapshot) != nil)
+        // As a power cut may leave it: the segments' names are gone, the snapshot's is not.
+        for base in [0, 1] as [Int64] { try disk.remove(Fixture.logPath(base)) }
+        disk.processEnded()
+        let log = try Fixture.log(Fixture.directory(disk), configuration)
+        #expect(log.logEndOffset == .zero && log.producers.entries.isEmpty)
+        #expect(disk.content(snapshot) == nil)
+    }
+
     /// A process that is killed leaves names in memory that the disk does not have; the next one builds on them.
     @Test func `an empty segment of a killed process survives a power cut with what the next process wrote to it`()
         throws

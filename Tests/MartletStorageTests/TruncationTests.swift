@@ -36,6 +36,48 @@ import Testing
         #expect(log.leaderEpochs.latest == LeaderEpoch(2), "nor of one without a record")
     }
 
+    @Test func `what a cut leaves unflushed is flushed next, without an append`() throws {
+        let disk = SimulatedDisk()
+        let log = try Fixture.log(Fixture.directory(disk))
+        try Fixture.append(log, Fixture.batch())
+        for _ in 0..<4 { try Fixture.append(log, Fixture.batch(), flush: false) }
+        try log.truncate(to: Offset(3))
+        #expect(log.logEndOffset == Offset(3))
+        try Fixture.flush(log)
+        #expect(log.flushedEndOffset == Offset(3))
+    }
+
+    @Test func `after a new beginning compaction begins anew, and a pass of before means nothing`() throws {
+        let disk = SimulatedDisk()
+        var configuration = LogConfiguration.small(segmentBytes: 120)
+        configuration.compacts = true
+        configuration.deletesOld = false
+        let log = try Fixture.log(Fixture.directory(disk), configuration)
+        func fill() throws {
+            for seed in 0..<6 as Range<UInt64> { try Fixture.append(log, Fixture.batch(seed: seed, key: "k")) }
+        }
+        func plan() throws -> CompactionPlan<SimulatedDisk> {
+            try #require(try log.planCompaction(now: Fixture.now, ceiling: log.flushedEndOffset, force: true))
+        }
+        func compacts() throws {
+            try log.installCompaction(try plan().run(), now: Fixture.now)
+            try Fixture.flush(log)
+            #expect(try Fixture.offsets(Fixture.readAll(log)).count == 2)
+        }
+        try fill()
+        try compacts()
+        try log.restart(at: .zero)
+        try fill()
+        let stale = try plan().run()
+        try log.restart(at: .zero)
+        try fill()
+        try log.installCompaction(stale, now: Fixture.now)
+        try Fixture.flush(log)
+        #expect(try Fixture.offsets(Fixture.readAll(log)) == [0, 1, 2, 3, 4, 5])
+        #expect(disk.files.allSatisfy { !$0.hasSuffix(".cleaned") })
+        try compacts()
+    }
+
     @Test func `an epoch that begins before the first record is in the file with it`() throws {
         let disk = SimulatedDisk()
         let log = try Fixture.log(Fixture.directory(disk))
