@@ -13,13 +13,13 @@ package struct Guarded<Value: ~Copyable>: ~Copyable {
     @inlinable package borrowing func withLock<Result: ~Copyable, Failure>(
         _ body: (inout sending Value) throws(Failure) -> sending Result
     ) throws(Failure) -> sending Result {
-        try mutex.withLock { value throws(Failure) in
-            // SAFETY: the address, which is that of the value inside the mutex, is only compared, never followed.
-            unsafe withUnsafePointer(to: &value) { unsafe noteTaken($0) }
-            defer {
-                // SAFETY: as above.
-                unsafe withUnsafePointer(to: &value) { unsafe noteGivenBack($0) }
-            }
+        // SAFETY: the address is only compared, never followed.
+        let address = unsafe withUnsafePointer(to: mutex) { unsafe UnsafeRawPointer($0) }
+        return try mutex.withLock { value throws(Failure) in
+            // SAFETY: as above.
+            unsafe noteTaken(address)
+            // SAFETY: as above.
+            defer { unsafe noteGivenBack(address) }
             return try body(&value)
         }
     }
