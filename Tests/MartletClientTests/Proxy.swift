@@ -16,9 +16,13 @@ final class Proxy: Sendable {
         case loseAnswer
         /// The broker never gets it, the client gets this.
         case answer(@Sendable (RequestHeader) throws -> ByteBuffer)
+        /// The broker gets and answers one thing, the client asked and hears another.
+        case rewrite(request: Rewriting, answer: Rewriting)
         /// Forwards once the condition holds.
         case hold(until: @Sendable () -> Bool)
     }
+
+    typealias Rewriting = @Sendable (RequestHeader, ByteBuffer) throws -> ByteBuffer
 
     struct Seen: Sendable, Equatable {
         var key: APIKey
@@ -129,6 +133,31 @@ final class Proxy: Sendable {
     }
 }
 
+extension Proxy.Reaction {
+    /// Changes what the broker is asked and what the client hears.
+    static func changing<Request: KafkaRequest>(
+        _ type: Request.Type, request: @escaping @Sendable (inout Request) -> Void = { _ in },
+        answer: @escaping @Sendable (inout Request.Response) -> Void
+    ) -> Proxy.Reaction {
+        let forth: Proxy.Rewriting = { header, frame in
+            var reader = ProtocolReader(frame)
+            _ = try RequestHeader(reading: &reader)
+            var value = try Request(reading: &reader, version: header.apiVersion)
+            request(&value)
+            return try value.frame(
+                version: header.apiVersion, correlationID: header.correlationID, clientID: header.clientID)
+        }
+        let back: Proxy.Rewriting = { header, frame in
+            var reader = ProtocolReader(frame)
+            _ = try ResponseHeader(reading: &reader, apiKey: header.apiKey, version: header.apiVersion)
+            var value = try Request.Response(reading: &reader, version: header.apiVersion)
+            answer(&value)
+            return try value.frame(version: header.apiVersion, correlationID: header.correlationID)
+        }
+        return .rewrite(request: forth, answer: back)
+    }
+}
+
 /// Cuts frames out of a stream.
 private struct Frames {
     private var input = ByteBuffer()
@@ -152,12 +181,18 @@ private final class Front: ChannelInboundHandler {
     typealias InboundIn = ByteBuffer
     typealias OutboundOut = ByteBuffer
 
+    /// What becomes of a broker's answer.
+    private enum Fate {
+        case passed, lost
+        case rewritten(Proxy.Rewriting)
+    }
+
     private let proxy: Proxy
     private var frames = Frames()
     private var channel: (any Channel)?
     private var back: (any Channel)?
     private var waiting: [ByteBuffer] = []
-    private var expected = Deque<(header: RequestHeader, isLost: Bool)>()
+    private var expected = Deque<(header: RequestHeader, fate: Fate)>()
     private var held = false
 
     init(_ proxy: Proxy) { self.proxy = proxy }
@@ -208,13 +243,18 @@ private final class Front: ChannelInboundHandler {
 
     private func react(_ reaction: Proxy.Reaction, _ header: RequestHeader, _ frame: ByteBuffer) throws {
         switch reaction {
-        case .forward: forward(frame, header, isLost: false)
-        case .loseAnswer: forward(frame, header, isLost: true)
+        case .forward: forward(frame, header, .passed)
+        case .loseAnswer: forward(frame, header, .lost)
+        case .rewrite(let request, let answer):
+            // Forwarding puts the length before it again.
+            var changed = try request(header, frame)
+            changed.moveReaderIndex(forwardBy: 4)
+            forward(changed, header, .rewritten(answer))
         case .drop: end()
         case .answer(let make): channel?.writeAndFlush(try make(header), promise: nil)
         case .hold(let condition):
             held = !condition()
-            guard held else { return forward(frame, header, isLost: false) }
+            guard held else { return forward(frame, header, .passed) }
             channel?.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(2)) {
                 do {
                     try self.react(reaction, header, frame)
@@ -226,8 +266,8 @@ private final class Front: ChannelInboundHandler {
         }
     }
 
-    private func forward(_ frame: ByteBuffer, _ header: RequestHeader, isLost: Bool) {
-        expected.append((header, isLost))
+    private func forward(_ frame: ByteBuffer, _ header: RequestHeader, _ fate: Fate) {
+        expected.append((header, fate))
         var bytes = ByteBuffer()
         bytes.writeInteger(UInt32(frame.readableBytes))
         bytes.writeImmutableBuffer(frame)
@@ -235,9 +275,13 @@ private final class Front: ChannelInboundHandler {
     }
 
     func answered(_ frame: ByteBuffer) {
-        guard let (header, isLost) = expected.popFirst(), !isLost else { return end() }
+        guard let (header, fate) = expected.popFirst() else { return end() }
         do {
-            channel?.writeAndFlush(try proxy.rewrite(frame, header), promise: nil)
+            switch fate {
+            case .lost: end()
+            case .passed: channel?.writeAndFlush(try proxy.rewrite(frame, header), promise: nil)
+            case .rewritten(let make): channel?.writeAndFlush(try make(header, frame), promise: nil)
+            }
         } catch {
             end()
         }
