@@ -214,6 +214,7 @@ import Testing
         #expect(try refusal { _ in } == nil)
         #expect(try refusal { $0.groupID = "" }?.contains("groupID") == true)
         #expect(try refusal { $0.maximumRecords = 0 }?.contains("maximumRecords") == true)
+        #expect(try refusal { $0.fetchMinimumBytes = 0 }?.contains("fetchMinimumBytes") == true)
         #expect(try refusal { $0.fetchMaximumWait = .zero }?.contains("fetchMaximumWait") == true)
         #expect(try refusal { $0.fetchMaximumBytes = 0 }?.contains("fetchMaximumBytes") == true)
         #expect(try refusal { $0.pollIntervalLimit = .zero }?.contains("pollIntervalLimit") == true)

@@ -81,10 +81,14 @@ final class HeartbeatPace: @unchecked Sendable {
         failureCount += 1
         engine.logger.debug(
             "heartbeat will be repeated", metadata: ["group": "\(group)", "cause": "\(error)"])
+        schedule(in: engine.retryBackoff.pause(after: failureCount))
+        guard !isJoined else {
+            failingSince = nil
+            return false
+        }
         let since = failingSince ?? .now()
         failingSince = since
-        schedule(in: engine.retryBackoff.pause(after: failureCount))
-        guard !isJoined, NIODeadline.now() - since >= TimeAmount(engine.configuration.operationTimeout) else {
+        guard NIODeadline.now() - since >= TimeAmount(engine.configuration.operationTimeout) else {
             return false
         }
         failingSince = nil
@@ -110,19 +114,29 @@ final class HeartbeatPace: @unchecked Sendable {
         failingSince = nil
     }
 
-    /// Sends the last heartbeat; `completion` comes with the answer, or after a short wait.
+    /// Sends the last heartbeat; `completion` comes with the answer, or after `leaveLimit`, which includes the search for
+    /// the coordinator.
     func leave<Request: KafkaRequest>(_ last: Request, _ completion: @escaping () -> Void) {
+        var waiting: (() -> Void)? = completion
+        func end() {
+            // Whoever is told may close the engine, which fails the request that is under way.
+            let completion = waiting
+            waiting = nil
+            completion?()
+        }
+        let timer = engine.loop.assumeIsolated().scheduleTask(in: TimeAmount(Self.leaveLimit)) { end() }
         engine.coordinator(of: group) { result in
-            guard case .success(let coordinator) = result else {
-                completion()
-                return
+            guard waiting != nil, case .success(let coordinator) = result else {
+                timer.cancel()
+                return end()
             }
             self.engine.request(
                 Request.self, to: .broker(coordinator), purpose: .group, timeout: Self.leaveLimit
             ) { _ in
                 last
             } completion: { _ in
-                completion()
+                timer.cancel()
+                end()
             }
         }
     }

@@ -10,11 +10,17 @@ final class ShareBuffer: Sendable {
     private struct Key: Hashable {
         var place: SharePlace
         var offset: Offset
+
+        init(_ record: SharedRecord) { (place, offset) = (record.place, record.offset) }
     }
 
     private struct State {
         var isClosed = false
         var isSubscribed = false
+        /// Sessions and membership are being ended.
+        var isLeaving = false
+        /// Why there is no membership any more; every poll says so until somebody subscribes again.
+        var failure: ClientError?
         var ready = Deque<SharedRecord>()
         /// Records of the latest poll that are not acknowledged.
         var outstanding: [Key: SharedRecord] = [:]
@@ -22,9 +28,18 @@ final class ShareBuffer: Sendable {
         var answered: [(record: SharedRecord, word: ShareWord?)] = []
         var errors = Deque<ClientError>()
         var results: [ShareAcknowledgementResult] = []
+        /// The first refusal noted since records were handed out, or since somebody was told of one.
+        var refusal: ShareAcknowledgementResult?
         var waiter: Reply<Void>?
         var lastPoll = NIODeadline.now()
         var lockTimeout: Duration?
+
+        /// Whether it is this delivery of the record that is to be acknowledged, not an earlier one.
+        func isOutstanding(_ record: SharedRecord) -> Bool {
+            guard let known = outstanding[Key(record)] else { return false }
+            return known.source == record.source && known.sessionNumber == record.sessionNumber
+                && known.deliveryCount == record.deliveryCount
+        }
     }
 
     /// Errors kept for the polling task; later ones repeat the first in nearly every case.
@@ -47,11 +62,17 @@ final class ShareBuffer: Sendable {
     }
 
     func subscribe() throws(ClientError) {
-        let isClosed = state.withLock { state in
-            state.isSubscribed = !state.isClosed
-            return state.isClosed
+        let problem: ClientError? = state.withLock { state in
+            if state.isClosed { return .closed("share consumer") }
+            guard !state.isLeaving else {
+                return ClientError(
+                    .invalidState, "unsubscribe has not finished; subscribe after it has returned")
+            }
+            state.isSubscribed = true
+            state.failure = nil
+            return nil
         }
-        if isClosed { throw .closed("share consumer") }
+        if let problem { throw problem }
     }
 
     /// Before records are taken: the former ones are accepted, or must have been acknowledged.
@@ -62,6 +83,7 @@ final class ShareBuffer: Sendable {
                 return ClientError(.invalidState, "nothing to read: call subscribe before polling")
             }
             state.lastPoll = .now()
+            state.refusal = nil
             switch mode {
             case .implicit:
                 Self.answerAll(.accept, &state)
@@ -97,18 +119,20 @@ final class ShareBuffer: Sendable {
                     continue
                 }
                 records.append(record)
-                state.outstanding[Key(place: record.place, offset: record.offset)] = record
+                state.outstanding[Key(record)] = record
             }
-            return records.isEmpty ? .nothing : .records(records, tells: !state.answered.isEmpty)
+            guard !records.isEmpty else { return state.failure.map { .error($0) } ?? .nothing }
+            // What was refused until now concerns earlier records.
+            state.refusal = nil
+            return .records(records, tells: !state.answered.isEmpty)
         }
     }
 
     /// - Throws: `invalidState` for a record that is not one of the latest poll or is acknowledged already.
     func acknowledge(_ record: SharedRecord, _ word: ShareWord) throws(ClientError) {
         let isKnown = state.withLock { state in
-            guard
-                state.outstanding.removeValue(forKey: Key(place: record.place, offset: record.offset)) != nil
-            else { return false }
+            guard state.isOutstanding(record) else { return false }
+            state.outstanding[Key(record)] = nil
             state.answered.append((record, word))
             return true
         }
@@ -116,10 +140,11 @@ final class ShareBuffer: Sendable {
     }
 
     func requireOutstanding(_ records: [SharedRecord]) throws(ClientError) {
-        let stranger = state.withLock { state in
-            records.first { state.outstanding[Key(place: $0.place, offset: $0.offset)] == nil }
+        let problem: ClientError? = state.withLock { state in
+            if state.isClosed { return .closed("share consumer") }
+            return records.first { !state.isOutstanding($0) }.map(Self.unknown)
         }
-        if let stranger { throw Self.unknown(stranger) }
+        if let problem { throw problem }
     }
 
     private static func unknown(_ record: SharedRecord) -> ClientError {
@@ -147,7 +172,11 @@ final class ShareBuffer: Sendable {
         let (isReady, former) = state.withLock { state in
             let former = state.waiter
             state.waiter = nil
-            if state.isClosed || !state.errors.isEmpty || !state.ready.isEmpty { return (true, former) }
+            if state.isClosed || !state.errors.isEmpty || !state.ready.isEmpty
+                || state.failure != nil
+            {
+                return (true, former)
+            }
             state.waiter = reply
             return (false, former)
         }
@@ -181,7 +210,9 @@ final class ShareBuffer: Sendable {
             state.outstanding = [:]
             state.ready = []
             state.errors = []
+            state.failure = nil
             state.isSubscribed = false
+            state.isLeaving = state.isLeaving || wasOpen
             state.isClosed = state.isClosed || isClosing
             let waiter = state.waiter
             state.waiter = nil
@@ -189,6 +220,18 @@ final class ShareBuffer: Sendable {
         }
         waiter?.succeed(())
         return wasOpen
+    }
+
+    /// What ``end(_:isClosing:)`` began is done.
+    func ended() { state.withLock { $0.isLeaving = false } }
+
+    /// The first refusal since records were handed out, once.
+    func takeRefusal() -> ShareAcknowledgementResult? {
+        state.withLock { state in
+            let refusal = state.refusal
+            state.refusal = nil
+            return refusal
+        }
     }
 
     // MARK: Fetching loop
@@ -223,14 +266,23 @@ final class ShareBuffer: Sendable {
         }
     }
 
+    /// There is no membership any more, and none before somebody subscribes.
+    func fail(_ error: ClientError) { wake { $0.failure = error } }
+
+    /// A membership begins; what was said of the one before is over.
+    func begins() { state.withLock { $0.failure = nil } }
+
     /// Drops records that are not handed out and were given out by a broker in a session that is over.
     func drop(_ source: BrokerID, before sessionNumber: Int) {
         state.withLock { $0.ready.removeAll { $0.source == source && $0.sessionNumber < sessionNumber } }
     }
 
     func note(_ results: [ShareAcknowledgementResult]) {
-        guard keepsResults, !results.isEmpty else { return }
-        state.withLock { $0.results += results }
+        guard !results.isEmpty else { return }
+        state.withLock { state in
+            if keepsResults { state.results += results }
+            if state.refusal == nil { state.refusal = results.first { $0.error != nil } }
+        }
     }
 
     private func wake(_ change: (inout State) -> Void) {

@@ -42,8 +42,9 @@ public final class ShareConsumer: Sendable {
 
     /// Joins the group, or changes the topics of a member. Topics that do not exist are read once they do.
     ///
-    /// - Throws: ``ClientError``: `invalidArgument` for names that are none, `closed`.
-    public func subscribe(to topics: [String]) async throws {
+    /// - Throws: ``ClientError``: `invalidArgument` for names that are none, `invalidState` while `unsubscribe` is under
+    ///   way, `closed`.
+    public func subscribe(to topics: [String]) async throws(ClientError) {
         guard !topics.isEmpty else {
             throw ClientError(.invalidArgument, "no topic is named; unsubscribe leaves the group")
         }
@@ -67,7 +68,8 @@ public final class ShareConsumer: Sendable {
     /// With implicit acknowledgement the records of the poll before count as accepted now.
     /// - Parameter limit: Largest number of records returned; the rest stays for the next call, locked.
     /// - Throws: ``ClientError``: `invalidState` with explicit acknowledgement while a record is not acknowledged;
-    ///   `corruptData` for a batch that cannot be read, whose records are given back. `CancellationError`.
+    ///   `corruptData` for a batch that cannot be read, whose records are given back; again and again, once the
+    ///   membership has ended for good, why it did: `subscribe` joins anew. `CancellationError`.
     public func poll(timeout: Duration = .seconds(1), limit: Int = 10_000) async throws -> [SharedRecord] {
         guard limit > 0 else { throw ClientError(.invalidArgument, "limit is \(limit); allowed: 1 or more") }
         try Task.checkCancellation()
@@ -83,10 +85,10 @@ public final class ShareConsumer: Sendable {
             case .error(let error):
                 throw error
             case .records(let records, let tells):
-                if tells, isFirst { engine.loop.execute { fetcher.tell() } }
+                if tells, isFirst { engine.loop.execute { fetcher.acknowledger.tell() } }
                 return records
             case .nothing:
-                if !buffer.isReading { throw ClientError.closed("share consumer") }
+                try requireReading()
             }
             let now = NIODeadline.now()
             guard isFirst || now < deadline else { return [] }
@@ -100,6 +102,14 @@ public final class ShareConsumer: Sendable {
             }
             try await reply.value()
         }
+    }
+
+    private func requireReading() throws(ClientError) {
+        guard !buffer.isReading else { return }
+        try buffer.requireOpen()
+        throw ClientError(
+            .invalidState,
+            "the consumer was unsubscribed while this poll waited; call subscribe before polling")
     }
 
     /// How long a record stays locked for a member that says nothing about it; `nil` before a broker has answered.
@@ -120,7 +130,8 @@ public final class ShareConsumer: Sendable {
     /// Sends all acknowledgements and waits for the brokers; with implicit acknowledgement the records of the latest
     /// poll count as accepted. Records that are not acknowledged stay locked.
     ///
-    /// - Throws: ``ClientError``: the first refusal; ``ShareConsumerConfiguration/onAcknowledged`` is told of all.
+    /// - Throws: ``ClientError``: the first refusal, also if it came before the call and after the latest
+    ///   records; ``ShareConsumerConfiguration/onAcknowledged`` is told of all.
     ///   Records whose acknowledgement was refused come again. Which code says why: `rebalanced`, or the broker code
     ///   `INVALID_RECORD_STATE`, where the lock was over already. `CancellationError`: what was sent may count or not.
     public func commit() async throws {
@@ -129,27 +140,37 @@ public final class ShareConsumer: Sendable {
         case .explicit: try buffer.requireOpen()
         }
         let fetcher = fetcher
-        let results: [ShareAcknowledgementResult] = try await engine.loop.reply { fetcher.commit($0) }
+        let results: [ShareAcknowledgementResult] = try await engine.loop.reply {
+            fetcher.acknowledger.commit($0)
+        }
+        let refusal = buffer.takeRefusal()
         await tellResults()
-        try Self.throwFirst(results)
+        try Self.throwFirst(results, refusal)
     }
 
     /// Gives the locks of records of the latest poll their whole time again, for work that takes long (KIP-1222). They
     /// still have to be acknowledged.
     ///
     /// - Throws: ``ClientError``: `invalidState` if a record is not one of the latest poll or is acknowledged already;
-    ///   `unsupportedByBroker` with brokers before Kafka 4.2; the first refusal, such as of a lock that is over.
+    ///   `closed`; `unsupportedByBroker` with brokers before Kafka 4.2; the first refusal, such as of a lock that is
+    ///   over. ``ShareConsumerConfiguration/onAcknowledged`` does not hear of it.
     public func renew(_ records: [SharedRecord]) async throws {
         try buffer.requireOutstanding(records)
         let fetcher = fetcher
-        let results: [ShareAcknowledgementResult] = try await engine.loop.reply { fetcher.renew(records, $0) }
-        try Self.throwFirst(results)
+        let results: [ShareAcknowledgementResult] = try await engine.loop.reply {
+            fetcher.acknowledger.renew(records, $0)
+        }
+        try Self.throwFirst(results, nil)
     }
 
-    private static func throwFirst(_ results: [ShareAcknowledgementResult]) throws(ClientError) {
+    /// - Parameter earlier: a refusal that came before anybody waited for these.
+    private static func throwFirst(
+        _ results: [ShareAcknowledgementResult], _ earlier: ShareAcknowledgementResult?
+    ) throws(ClientError) {
         for result in results.sorted(by: { $0.topicPartition < $1.topicPartition }) {
             if let error = result.error { throw error }
         }
+        if let error = earlier?.error { throw error }
     }
 
     private func tellResults() async {
@@ -163,7 +184,8 @@ public final class ShareConsumer: Sendable {
     /// Sends what is acknowledged, gives back the rest, leaves the group and closes all connections. With implicit
     /// acknowledgement the records of the latest poll count as accepted.
     ///
-    /// Not cancellable: others would have to wait for the locks.
+    /// Not cancellable: others would have to wait for the locks. Where brokers do not answer, it ends within about ten
+    /// seconds after the request that is under way, which ``ClientConfiguration/requestTimeout`` bounds.
     /// - Throws: The first refusal of an acknowledgement, after closing.
     public func close() async throws { try await leave(isClosing: true) }
 
@@ -189,8 +211,10 @@ public final class ShareConsumer: Sendable {
                 }
             }
         }
+        buffer.ended()
+        let refusal = buffer.takeRefusal()
         await tellResults()
         if let failure { throw failure }
-        try Self.throwFirst(results)
+        try Self.throwFirst(results, refusal)
     }
 }

@@ -42,7 +42,7 @@ public struct ShareConsumerConfiguration: Sendable {
     /// Records of one answer of a broker, 1 or more; each is locked for this member until it is acknowledged. A member
     /// that is slow should ask for few, lest their locks end while they wait.
     public var maximumRecords = 500
-    /// Bytes a broker waits for before it answers a fetch...
+    /// Bytes a broker waits for before it answers a fetch, 1 or more...
     public var fetchMinimumBytes = 1
     /// ...unless this time is over. `commit` and `close` may have to wait as long.
     public var fetchMaximumWait: Duration = .milliseconds(500)
@@ -76,7 +76,8 @@ public struct ShareConsumerConfiguration: Sendable {
         try require(
             (1...Int(Int32.max)).contains(maximumRecords), "maximumRecords", maximumRecords,
             "1 to \(Int32.max)")
-        try require(fetchMinimumBytes >= 0, "fetchMinimumBytes", fetchMinimumBytes, "zero or more")
+        // With zero a poll that waits would be a busy circle of fetches.
+        try require(fetchMinimumBytes >= 1, "fetchMinimumBytes", fetchMinimumBytes, "1 or more")
         try require(fetchMaximumWait > .zero, "fetchMaximumWait", fetchMaximumWait, "more than zero")
         try require(
             fetchMaximumBytes >= 1 && fetchMaximumBytes <= client.responseByteLimit, "fetchMaximumBytes",

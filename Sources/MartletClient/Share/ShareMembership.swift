@@ -44,6 +44,8 @@ final class ShareMembership: @unchecked Sendable {
     func subscribe(_ topics: Set<String>) {
         hasWarned = false
         isSilent = false
+        buffer.begins()
+        for topic in member.topics.subtracting(topics) { engine.unwant(topic) }
         engine.want(topics)
         engine.refreshMetadata()
         member.subscribe(topics)
@@ -79,6 +81,7 @@ final class ShareMembership: @unchecked Sendable {
     /// Forgets the membership without telling anybody.
     func stop() {
         pace.stop()
+        for topic in member.topics { engine.unwant(topic) }
         member.leave()
         isSilent = false
     }
@@ -154,7 +157,11 @@ final class ShareMembership: @unchecked Sendable {
     private func fail(_ error: ClientError) {
         stop()
         onChange?()
-        buffer.report(error)
+        buffer.fail(
+            ClientError(
+                error.code,
+                "\(error.message); the consumer is no member of the group any more, call subscribe to join again",
+                brokerCode: error.brokerCode, cause: error.cause))
     }
 
     private func heard(_ response: ShareGroupHeartbeatResponse) {
@@ -200,7 +207,7 @@ final class ShareMembership: @unchecked Sendable {
         case .topicAuthorizationFailed, .groupMaxSizeReached:
             // Somebody else can change that.
             buffer.report(error)
-            again(error)
+            _ = pace.again(error, isJoined: true)
         case _ where code.isRetriable:
             again(error)
         case _:

@@ -14,7 +14,8 @@ public struct SharedRecord: Sendable {
     let source: BrokerID
     /// The session in which it was given out; locks of an earlier one are not ours any more.
     let sessionNumber: Int
-    /// When the lock is over for certain.
+    /// When the lock is over for certain: it began before the answer came. Counted from the answer and not from the
+    /// request, because a fetch may wait at the broker for longer than the lock lasts.
     let lockEnd: NIODeadline
 
     public var topicPartition: TopicPartition { record.topicPartition }
@@ -41,13 +42,14 @@ public enum ShareAcknowledgement: Sendable, Hashable, CaseIterable {
     }
 }
 
-/// What a broker said to acknowledgements for one partition.
+/// What a broker said to acknowledgements for one partition: acceptances, releases and rejections, not renewals.
 public struct ShareAcknowledgementResult: Sendable {
     public let topicPartition: TopicPartition
     /// Offsets that were acknowledged, in order, both ends inclusive. Offsets without a record, which the consumer
     /// reports by itself, may be among them.
     public let offsets: [ClosedRange<Offset>]
-    /// Why they were refused; the records come again, to this member or another. `nil`: they are done with.
+    /// Why they were refused; the records come again, to this member or another. `nil`: the broker has noted
+    /// what was said.
     public let error: ClientError?
 }
 
