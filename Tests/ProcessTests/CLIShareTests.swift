@@ -23,6 +23,23 @@ import Testing
         #expect(try cli.ok("group", "list").contains("workers"))
     }
 
+    @Test(.timeLimit(.minutes(3))) func `a topic that does not exist is named, and so is where a new group begins`()
+        throws
+    {
+        let folder = TemporaryFolder()
+        let daemon = try DaemonProcess(in: folder)
+        let cli = CLI(daemon, folder)
+        for options in [[], ["--follow"]] {
+            let missing = try cli.run(["consume", "typo", "--share-group", "w"] + options)
+            #expect(missing.status == 1 && missing.errorOutput.contains("typo"), "\(missing)")
+        }
+        try cli.ok("topic", "create", "jobs")
+        try cli.ok("produce", "jobs", input: "job\n")
+        let idle = try cli.run(["consume", "jobs", "--share-group", "w"])
+        #expect(idle.status == 0 && idle.output.isEmpty, "\(idle)")
+        #expect(idle.errorOutput.contains("share.auto.offset.reset=earliest"), "\(idle)")
+    }
+
     @Test(.timeLimit(.minutes(1))) func `what a share group decides by itself is refused with the remedy`()
         throws
     {

@@ -5,7 +5,7 @@ import MartletClient
 struct ShareReading: Sendable {
     var topic: String
     var follow = false
-    /// Most records to hand out; no more than that are locked.
+    /// Most records to hand out; each broker locks no more than that at a time.
     var limit: Int?
     var configuration: ShareConsumerConfiguration
 
@@ -15,6 +15,15 @@ struct ShareReading: Sendable {
 
     /// Hands records to `body` until the end or until `stop` is set.
     func run(_ stop: StopFlag, _ body: @Sendable ([SharedRecord]) async throws -> Void) async throws {
+        // A member may subscribe to what does not exist yet, and would wait for it without a word.
+        let admin = try Admin(configuration.client)
+        do {
+            _ = try await admin.describeTopic(topic)
+        } catch {
+            await admin.close()
+            throw error
+        }
+        await admin.close()
         var configuration = configuration
         if let limit {
             configuration.acquireMode = .recordLimit
@@ -23,7 +32,12 @@ struct ShareReading: Sendable {
         let consumer = try ShareConsumer(configuration)
         do {
             try await consumer.subscribe(to: [topic])
-            try await read(consumer, stop, body)
+            if try await read(consumer, stop, body) == 0, !stop.isSet {
+                Console.note(
+                    "no record came within \(Self.idleLimit.components.seconds) s; a group that is new begins at the "
+                        + "end of the topic unless it is told otherwise: martlet config alter group "
+                        + "\(configuration.groupID) --set share.auto.offset.reset=earliest")
+            }
         } catch {
             do { try await consumer.close() } catch {}
             throw error
@@ -31,11 +45,13 @@ struct ShareReading: Sendable {
         try await consumer.close()
     }
 
+    /// - Returns: How many records there were.
     private func read(
         _ consumer: ShareConsumer, _ stop: StopFlag, _ body: @Sendable ([SharedRecord]) async throws -> Void
-    ) async throws {
+    ) async throws -> Int {
         let clock = ContinuousClock()
-        var left = limit ?? Int.max
+        let limit = limit ?? Int.max
+        var left = limit
         var latest = clock.now
         while left > 0, !stop.isSet, follow || clock.now - latest < Self.idleLimit {
             let records = try await consumer.poll(timeout: TopicReading.pollTimeout, limit: left)
@@ -50,5 +66,6 @@ struct ShareReading: Sendable {
                 throw error
             }
         }
+        return limit - left
     }
 }
