@@ -19,9 +19,10 @@ import Testing
 @Suite(.serialized) struct RecordedCopyTests {
     @Test(.timeLimit(.minutes(90)), arguments: GroupProtocol.allCases)
     func `copies over kill -9 have a clean history`(groupProtocol: GroupProtocol) async throws {
-        let rounds = setting("COPY_ROUNDS").flatMap { Int($0) } ?? (BuildProducts.isLong ? 500 : 12)
+        // A typo must not run another seed than the one to be looked at again.
+        let rounds = try setting("COPY_ROUNDS").map { try #require(Int($0)) } ?? (BuildProducts.isLong ? 500 : 12)
         let usualSeed = BuildProducts.isLong ? UInt64.random(in: 1...UInt64.max) : 20_261_122
-        let seed = setting("COPY_SEED").flatMap { UInt64($0) } ?? usualSeed
+        let seed = try setting("COPY_SEED").map { try #require(UInt64($0)) } ?? usualSeed
         print("recorded copy: seed \(seed), \(rounds) rounds, \(groupProtocol) groups")
         let folder = TemporaryFolder()
         let daemon = try DaemonProcess(in: folder, settings: ["group.initial.rebalance.delay.ms": "0"])
