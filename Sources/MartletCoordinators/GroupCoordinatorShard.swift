@@ -50,17 +50,18 @@ package struct GroupCoordinatorShard: ~Copyable {
     private var state: State = .loading
     private(set) var configuration: GroupConfiguration
     /// Classic groups, and groups that only store offsets.
-    var groups: [String: ClassicGroup] = [:]
+    var groups = GroupTable<ClassicGroup>()
     /// Groups of the consumer protocol; an id is in one of the three.
-    var consumerGroups: [String: ConsumerGroup] = [:]
-    var shareGroups: [String: ShareGroup] = [:]
+    var consumerGroups = GroupTable<ConsumerGroup>()
+    var shareGroups = GroupTable<ShareGroup>()
     /// Orders to the share coordinator, and requests that wait for several of them.
     var shareOrders: [ShareOrderID: PendingShareOrder] = [:]
     var nextShareOrder: UInt64 = 1
     var groupDeletions: [RequestID: GroupDeletion] = [:]
     private(set) var catalog = TopicCatalog.empty
-    /// See ``hasRoom(forMemberBytes:)``.
-    var memberBytes = 0
+    /// What the members of groups in other shards of this broker make it hold, in bytes: the shell tells before an
+    /// event.
+    package var memberBytesElsewhere = 0
     private(set) var offsets = OffsetStore()
     var pendingOffsets = PendingOffsets()
     private var nextToken: UInt64 = 1
@@ -84,10 +85,8 @@ package struct GroupCoordinatorShard: ~Copyable {
 
     /// A group that has offsets and no more.
     mutating func ensureGroup(_ id: String, now: Timestamp) {
-        // Called for each offset of a log: a look at the value would copy it.
-        if groups.index(forKey: id) == nil, consumerGroups.index(forKey: id) == nil,
-            shareGroups.index(forKey: id) == nil
-        {
+        // Called for each offset of a log.
+        if !groups.contains(id), !consumerGroups.contains(id), !shareGroups.contains(id) {
             groups[id] = ClassicGroup(id: id, now: now)
         }
     }
@@ -121,18 +120,19 @@ package struct GroupCoordinatorShard: ~Copyable {
     // MARK: Events
 
     package mutating func handle(_ event: Event, now: Moment, into effects: inout [CoordinatorEffect]) {
-        var outbox = Outbox(now: now, configuration: configuration)
+        let taken = memberBytesElsewhere + memberByteCount
+        var outbox = Outbox(
+            now: now, configuration: configuration, memberRoomBytes: max(0, configuration.memberBytesLimit - taken))
         switch event {
         case .loaded:
             precondition(state == .loading, "the shard is loaded twice")
             state = .active
-            for id in groups.keys.sorted() {
+            for id in groups.ids.sorted() {
                 groups[id]?.load(into: &outbox)
                 removeIfUnused(id)
             }
-            for id in consumerGroups.keys.sorted() { consumerGroups[id]?.load(into: &outbox) }
-            for id in shareGroups.keys.sorted() { shareGroups[id]?.load(into: &outbox) }
-            memberBytes = countMemberBytes()
+            for id in consumerGroups.ids.sorted() { consumerGroups[id]?.load(into: &outbox) }
+            for id in shareGroups.ids.sorted() { shareGroups[id]?.load(into: &outbox) }
         case .requested(let id, let request):
             switch state {
             case .active: handle(id, request, &outbox)
@@ -153,7 +153,7 @@ package struct GroupCoordinatorShard: ~Copyable {
             self.catalog = catalog
         case .expirationDue(let retention):
             if state == .active, expiration == nil {
-                expiration = (retention, (Array(groups.keys) + Array(consumerGroups.keys)).sorted(by: >))
+                expiration = (retention, (Array(groups.ids) + Array(consumerGroups.ids)).sorted(by: >))
                 continueExpiration(&outbox)
             }
         case .reconfigured(let configuration):
@@ -248,7 +248,7 @@ package struct GroupCoordinatorShard: ~Copyable {
         }
         waiting = [:]
         closeShareOrders(code, &outbox)
-        for id in groups.keys.sorted() { groups[id]?.abandon(code, &outbox) }
+        for id in groups.ids.sorted() { groups[id]?.abandon(code, &outbox) }
     }
 
     // MARK: Requests
@@ -344,13 +344,12 @@ package struct GroupCoordinatorShard: ~Copyable {
             byteCount <= GroupLimits.memberMetadataBytesLimit,
             names.allSatisfy({ $0.utf8.count <= GroupLimits.nameBytesLimit })
         else { return refuse(.invalidRequest) }
-        // The first of two steps leaves nothing behind.
-        let isKept = !request.memberID.isEmpty || request.groupInstanceID != nil || !traits.requiresKnownMemberID
-        let held = groups[groupID]?.members[request.memberID]?.protocolByteCount ?? 0
-        guard !isKept || hasRoom(forMemberBytes: max(0, byteCount - held)) else {
-            return refuse(.groupMaxSizeReached)
-        }
         if servesClassicMembers(groupID) { return joinConsumerGroup(id, request, client, traits, &outbox) }
+        let isFirstStep =
+            request.memberID.isEmpty && request.groupInstanceID == nil && traits.requiresKnownMemberID
+        let growth =
+            request.memberByteCount(client, isFirstStep: isFirstStep) - (groups[groupID]?.bytesHeld(by: request) ?? 0)
+        guard outbox.hasRoom(forMemberBytes: growth) else { return refuse(.groupMaxSizeReached) }
         if groups[groupID] == nil {
             // Only a newcomer founds a group; who brings an id believes in one that is gone.
             guard request.memberID.isEmpty else { return refuse(.unknownMemberID) }

@@ -12,9 +12,9 @@ package enum GroupLimits {
     package static let protocolCountLimit = 64
     /// Bytes of all subscriptions one member sends, over its protocols.
     package static let memberMetadataBytesLimit = 4 * 1024 * 1024
-    /// Bytes that all members of one shard say about themselves: what a broker holds of them must not follow from how
-    /// many groups somebody makes. Ten thousand members with 10 KiB each are below it.
-    package static let shardMemberBytesLimit = 128 * 1024 * 1024
+    /// Bytes that the members of all groups of one broker make it hold, whatever shards their groups belong to: that
+    /// must not follow from how many groups somebody makes. Ten thousand members with 10 KiB each are below it.
+    package static let brokerMemberBytesLimit = 128 * 1024 * 1024
     /// Bytes of one group's record; the offsets topic takes batches of 16 MiB.
     package static let groupRecordBytesLimit = 15 * 1024 * 1024
     /// Bytes of names and metadata in one commit, which becomes one batch; more is refused with 28.
@@ -48,6 +48,8 @@ package struct GroupConfiguration: Sendable, Equatable {
     package var maxSessionTimeoutMilliseconds: Int32
     package var groupMaxSize: Int
     package var offsetMetadataMaxBytes: Int
+    /// Bytes that the members of all groups may make the broker hold.
+    package var memberBytesLimit: Int
     package var consumer: ConsumerGroupConfiguration
     package var share: ShareGroupConfiguration
     /// Empty outside of the simulator's mutation table.
@@ -56,14 +58,15 @@ package struct GroupConfiguration: Sendable, Equatable {
     package init(
         initialRebalanceDelayMilliseconds: Int64 = 3_000, minSessionTimeoutMilliseconds: Int32 = 6_000,
         maxSessionTimeoutMilliseconds: Int32 = 1_800_000, groupMaxSize: Int = .max,
-        offsetMetadataMaxBytes: Int = 4_096, consumer: ConsumerGroupConfiguration = .init(),
-        share: ShareGroupConfiguration = .init()
+        offsetMetadataMaxBytes: Int = 4_096, memberBytesLimit: Int = GroupLimits.brokerMemberBytesLimit,
+        consumer: ConsumerGroupConfiguration = .init(), share: ShareGroupConfiguration = .init()
     ) {
         self.initialRebalanceDelayMilliseconds = initialRebalanceDelayMilliseconds
         self.minSessionTimeoutMilliseconds = minSessionTimeoutMilliseconds
         self.maxSessionTimeoutMilliseconds = maxSessionTimeoutMilliseconds
         self.groupMaxSize = min(groupMaxSize, GroupLimits.memberCountLimit)
         self.offsetMetadataMaxBytes = offsetMetadataMaxBytes
+        self.memberBytesLimit = memberBytesLimit
         self.consumer = consumer
         self.share = share
     }

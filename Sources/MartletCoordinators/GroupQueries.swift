@@ -99,7 +99,7 @@ extension GroupCoordinatorShard {
         let states = Set(request.statesFilter.map { $0.lowercased() })
         let types = Set(request.typesFilter.map { $0.lowercased() })
         var response = ListGroupsResponse()
-        for id in (Array(groups.keys) + Array(consumerGroups.keys) + Array(shareGroups.keys)).sorted() {
+        for id in (Array(groups.ids) + Array(consumerGroups.ids) + Array(shareGroups.ids)).sorted() {
             var entry = ListGroupsResponse.ListedGroup()
             entry.groupID = id
             if let group = shareGroups[id] {
@@ -139,10 +139,10 @@ extension GroupCoordinatorShard {
 
     package func durableState() -> DurableState {
         var durable = DurableState()
-        for (id, group) in groups { durable.groups[id] = group.persisted }
+        durable.groups = groups.compactMapValues(\.persisted)
         durable.pendingOffsets = pendingOffsets.summary()
-        for (id, group) in consumerGroups { durable.consumerGroups[id] = group.durable }
-        for (id, group) in shareGroups { durable.shareGroups[id] = group.durable }
+        durable.consumerGroups = consumerGroups.compactMapValues(\.durable)
+        durable.shareGroups = shareGroups.compactMapValues(\.durable)
         for group in offsets.groupIDs() {
             for topic in offsets.topics(group: group) {
                 for partition in offsets.partitions(group: group, topic: topic) {

@@ -25,11 +25,14 @@ struct Outbox {
 
     let now: Moment
     let configuration: GroupConfiguration
+    /// By how many bytes the members of groups may grow in this event; see ``CountsMemberBytes``.
+    let memberRoomBytes: Int
     var effects: [CoordinatorEffect] = []
     var appends: [Append] = []
 
-    init(now: Moment, configuration: GroupConfiguration) {
+    init(now: Moment, configuration: GroupConfiguration, memberRoomBytes: Int) {
         self.now = now
+        self.memberRoomBytes = memberRoomBytes
         self.configuration = configuration
     }
 

@@ -192,6 +192,11 @@ final class ShardHarness {
         shard.obsoleteOffsets(currentID)
     }
     var offsetCount: Int { shard.offsetCount }
+    var memberByteCount: Int { shard.memberByteCount }
+    var memberBytesElsewhere: Int {
+        get { shard.memberBytesElsewhere }
+        set { shard.memberBytesElsewhere = newValue }
+    }
 
     /// A new coordinator that has loaded this one's log.
     func successor() -> ShardHarness { ShardHarness(configuration, entries: entries, topics: topics) }

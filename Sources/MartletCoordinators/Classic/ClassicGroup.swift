@@ -65,6 +65,7 @@ struct ClassicGroup {
     private var rebalanceStart: (reason: String, memberID: String?, moment: Moment)?
     /// The group's record as the log has it.
     private(set) var persisted: GroupMetadataValue?
+    private(set) var persistedByteCount = 0
 
     init(id: String, now: Timestamp) {
         self.id = id
@@ -96,7 +97,10 @@ struct ClassicGroup {
     // MARK: Replay and loading
 
     /// The only writer of what is durable.
-    mutating func replay(_ value: GroupMetadataValue?) { persisted = value }
+    mutating func replay(_ value: GroupMetadataValue?) {
+        persisted = value
+        persistedByteCount = value?.memberByteCount ?? 0
+    }
 
     /// Rebuilds the working state from the record. Members get a whole session to be heard of.
     mutating func load(into outbox: inout Outbox) {
@@ -137,6 +141,13 @@ struct ClassicGroup {
         } else {
             joinAsKnownMember(id, request, client, &outbox)
         }
+    }
+
+    /// What the member that joins, or the one whose place it takes, makes the broker hold so far, its assignment aside.
+    func bytesHeld(by request: JoinGroupRequest) -> Int {
+        if pendingMembers[request.memberID] != nil { return MemberBytes.perPendingMember }
+        let place = request.groupInstanceID.flatMap { members.instances[$0] } ?? request.memberID
+        return members[place]?.byteCount(assigned: 0) ?? 0
     }
 
     private func accepts(_ memberID: String, limit: Int) -> Bool {
@@ -466,12 +477,22 @@ struct ClassicGroup {
             let before = assignments.updateValue(entry.assignment, forKey: entry.memberID)
             byteCount += entry.assignment.readableBytes - (before?.readableBytes ?? 0)
         }
-        for member in members.inOrder { byteCount += member.recordByteCount(protocolName) }
+        var held = 0
+        for member in members.inOrder {
+            byteCount += member.recordByteCount(protocolName)
+            held += member.byteCount(assigned: assignments[member.id]?.readableBytes ?? 0)
+        }
         guard byteCount <= GroupLimits.groupRecordBytesLimit else {
             // The record would not fit into the log: nobody gets an assignment, all try again.
             dropSyncs(.unknownServerError, &outbox)
             return prepareRebalance(
                 "the assignment has \(byteCount) bytes, more than a record takes", leaderID, &outbox)
+        }
+        guard outbox.hasRoom(forMemberBytes: held - memberByteCount) else {
+            dropSyncs(.groupMaxSizeReached, &outbox)
+            return prepareRebalance(
+                "the assignment has no room among the \(outbox.configuration.memberBytesLimit) bytes of all members of this broker's groups",
+                leaderID, &outbox)
         }
         phase = .completingRebalance(Completing(assignmentIsPending: true))
         outbox.append(

@@ -31,8 +31,6 @@ struct ClassicMember {
         return names + (protocolName.map { subscription($0).readableBytes } ?? 0) + 64
     }
 
-    var protocolByteCount: Int { protocols.reduce(0) { $0 + $1.metadata.readableBytes } }
-
     func subscription(_ name: String) -> ByteBuffer {
         protocols.first { $0.name == name }?.metadata ?? ByteBuffer()
     }
@@ -47,8 +45,8 @@ struct MemberTable {
     private(set) var instances: [String: String] = [:]
     private(set) var waitingJoinCount = 0
     private var protocolSupport: [String: Int] = [:]
-    /// Of the subscriptions of all members.
-    private(set) var protocolByteCount = 0
+    /// Of all members; see ``ClassicMember/byteCount``.
+    private(set) var byteCount = 0
 
     var count: Int { table.count }
     var isEmpty: Bool { table.isEmpty }
@@ -58,7 +56,11 @@ struct MemberTable {
     /// Change a member in place; counted fields have functions of their own.
     subscript(_ id: String) -> ClassicMember? {
         get { table[id] }
-        _modify { yield &table[id] }
+        _modify {
+            byteCount -= table[id]?.byteCount ?? 0
+            defer { byteCount += table[id]?.byteCount ?? 0 }
+            yield &table[id]
+        }
     }
 
     var inOrder: [ClassicMember] { ids.compactMap { table[$0] } }
@@ -69,6 +71,7 @@ struct MemberTable {
         ids.append(member.id)
         if let instanceID = member.instanceID { instances[instanceID] = member.id }
         count(member.protocols, by: 1)
+        byteCount += member.byteCount
         if member.joinRequest != nil { waitingJoinCount += 1 }
     }
 
@@ -78,6 +81,7 @@ struct MemberTable {
         ids.removeAll { $0 == id }
         if let instanceID = member.instanceID, instances[instanceID] == id { instances[instanceID] = nil }
         count(member.protocols, by: -1)
+        byteCount -= member.byteCount
         if member.joinRequest != nil { waitingJoinCount -= 1 }
         return member
     }
@@ -92,6 +96,7 @@ struct MemberTable {
         if let instanceID = newMember.instanceID { instances[instanceID] = newMember.id }
         count(old.protocols, by: -1)
         count(newMember.protocols, by: 1)
+        byteCount += newMember.byteCount - old.byteCount
         if old.joinRequest != nil { waitingJoinCount -= 1 }
         if newMember.joinRequest != nil { waitingJoinCount += 1 }
         return old
@@ -101,7 +106,7 @@ struct MemberTable {
         guard let old = table[id]?.protocols else { return }
         count(old, by: -1)
         count(protocols, by: 1)
-        table[id]?.protocols = protocols
+        self[id]?.protocols = protocols
     }
 
     /// Sets the caller that waits for the join phase and returns the one it replaces.
@@ -138,7 +143,6 @@ struct MemberTable {
     }
 
     private mutating func count(_ protocols: [JoinGroupRequest.JoinGroupRequestProtocol], by step: Int) {
-        protocolByteCount += step * protocols.reduce(0) { $0 + $1.metadata.readableBytes }
         // A member that names a strategy twice still is one member.
         for name in Set(protocols.map(\.name)) {
             let support = protocolSupport[name, default: 0] + step

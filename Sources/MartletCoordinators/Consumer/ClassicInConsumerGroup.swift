@@ -64,7 +64,7 @@ extension ConsumerGroup {
         about.clientID = client.clientID
         about.clientHost = client.host
         about.classicMemberMetadata = Self.classicMetadata(request.sessionTimeoutMs, request.protocols)
-        try checkDescription(about, memberID, inPlaceOf: place)
+        try checkDescription(about, memberID, inPlaceOf: place, outbox)
         // From here on nothing is refused.
         if isUnknown, let holder { replace(holder, by: memberID, &outbox) }
         let before = members[memberID]

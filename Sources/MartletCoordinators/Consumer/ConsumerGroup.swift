@@ -279,7 +279,7 @@ struct ConsumerGroup {
                 "SubscribedTopicRegex \(GroupLimits.shortened(text)) is not valid: \(problem).")
         }
         try checkDescription(
-            describe(request, client, members[replaced ?? memberID]), memberID, inPlaceOf: replaced ?? memberID)
+            describe(request, client, members[replaced ?? memberID]), memberID, inPlaceOf: replaced ?? memberID, outbox)
         // From here on nothing is refused.
         if let replaced { replace(replaced, by: memberID, &outbox) }
         let before = members[memberID]
@@ -368,25 +368,28 @@ struct ConsumerGroup {
         }
     }
 
-    /// What is decided about a group at once must fit a batch of the log; most of it is what members say of
-    /// themselves.
+    /// What is decided about a group at once must fit a batch of the log, and all groups together the broker's memory;
+    /// most of it is what members say of themselves.
     func checkDescription(
-        _ about: ConsumerGroupMemberMetadataValue, _ memberID: String, inPlaceOf oldID: String
+        _ about: ConsumerGroupMemberMetadataValue, _ memberID: String, inPlaceOf oldID: String, _ outbox: Outbox
     ) throws(GroupRefusal) {
         let old = members[oldID]
         if let old, oldID == memberID, old.about == about { return }
         var new = ConsumerMember(id: memberID)
         new.about = about
-        let byteCount =
-            descriptionByteCount - (old?.descriptionByteCount ?? 0) + new.descriptionByteCount
-            + id.utf8.count * 4 * (members.count + 1)
+        let growth = new.descriptionByteCount - (old?.descriptionByteCount ?? 0)
+        let byteCount = descriptionByteCount + growth + id.utf8.count * 4 * (members.count + 1)
         guard byteCount <= GroupLimits.groupRecordBytesLimit else {
             throw GroupRefusal(
                 .groupMaxSizeReached,
-                "The members of the group say \(byteCount) bytes about themselves, more than \(GroupLimits.groupRecordBytesLimit)."
+                "The members of the group say \(byteCount) bytes about themselves, more than \(GroupLimits.groupRecordBytesLimit). \(Self.shorterSubscription)"
             )
         }
+        try outbox.checkRoom(forMemberBytes: growth, remedy: Self.shorterSubscription)
     }
+
+    private static let shorterSubscription =
+        "Subscribe to fewer topics, or to a pattern (SubscribedTopicRegex), or let fewer members join."
 
     func checkInstance(_ holder: String, _ memberID: String, _ instanceID: String) throws(GroupRefusal) {
         guard holder == memberID else {

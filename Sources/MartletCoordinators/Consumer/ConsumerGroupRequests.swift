@@ -35,13 +35,6 @@ extension GroupCoordinatorShard {
         var response: ConsumerGroupHeartbeatResponse
         do throws(GroupRefusal) {
             try Self.check(request, traits, configuration.consumer)
-            let held = consumerGroups[request.groupID]?.members[request.memberID]?.descriptionByteCount ?? 0
-            guard hasRoom(forMemberBytes: max(0, request.subscriptionByteCount - held)) else {
-                throw GroupRefusal(
-                    .groupMaxSizeReached,
-                    "The members of this coordinator's groups say more than \(GroupLimits.shardMemberBytesLimit) bytes about themselves."
-                )
-            }
             response =
                 request.memberEpoch < 0
                 ? try leaveConsumerGroup(request, &outbox)
@@ -121,11 +114,13 @@ extension GroupCoordinatorShard {
         let byteCount =
             names.reduce(0) { $0 + $1.utf8.count } + request.memberID.utf8.count
             + (request.instanceID?.utf8.count ?? 0) + (request.rackID?.utf8.count ?? 0)
-        if names.count > GroupLimits.subscribedTopicCountLimit
-            || byteCount > GroupLimits.memberDescriptionBytesLimit
-        {
+        let remedy = "a pattern (SubscribedTopicRegex) takes less room."
+        if names.count > GroupLimits.subscribedTopicCountLimit {
+            throw invalid("A member names at most \(GroupLimits.subscribedTopicCountLimit) topics; \(remedy)")
+        }
+        if byteCount > GroupLimits.memberDescriptionBytesLimit {
             throw invalid(
-                "A member names at most \(GroupLimits.subscribedTopicCountLimit) topics; a pattern (SubscribedTopicRegex) takes less room."
+                "A member says at most \(GroupLimits.memberDescriptionBytesLimit) bytes about itself, its names included, not \(byteCount); \(remedy)"
             )
         }
         if let name = request.serverAssignor {

@@ -57,19 +57,6 @@ package struct ConsumerMember: Sendable, Equatable {
         about.serverAssignor = nil
     }
 
-    /// Roughly what its records say beside partitions: its id is in the key of each of the four kinds.
-    var descriptionByteCount: Int {
-        let names = (about.instanceID?.utf8.count ?? 0) + (about.rackID?.utf8.count ?? 0)
-        let client = about.clientID.utf8.count + about.clientHost.utf8.count
-        let topics = about.subscribedTopicNames.reduce(about.subscribedTopicRegex?.utf8.count ?? 0) {
-            $0 + $1.utf8.count + 4
-        }
-        let classic = about.classicMemberMetadata?.supportedProtocols.reduce(0) {
-            $0 + $1.name.utf8.count + $1.metadata.readableBytes + 8
-        }
-        return id.utf8.count * 4 + names + client + topics + (classic ?? 0) + 256
-    }
-
     var usesClassicProtocol: Bool { about.classicMemberMetadata != nil }
     var instanceID: String? { about.instanceID }
 

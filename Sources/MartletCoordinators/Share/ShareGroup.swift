@@ -49,6 +49,8 @@ struct ShareGroup {
     private(set) var members: [String: ShareMember] = [:]
     private(set) var targets: [String: TopicPartitions] = [:]
     private(set) var register = SharePartitionRegister()
+    /// Derived from it by replay: see ``CountsMemberBytes``.
+    private(set) var memberByteCount = 0
 
     // Not durable.
     /// Decided and replayed; the shard takes and appends it.
@@ -80,11 +82,13 @@ struct ShareGroup {
             metadataHash = value?.metadataHash ?? 0
         case .member(let key, let value):
             guard let value else {
-                members[key.memberID] = nil
+                memberByteCount -= members.removeValue(forKey: key.memberID)?.byteCount ?? 0
                 targets[key.memberID] = nil
                 return
             }
+            memberByteCount -= members[key.memberID]?.byteCount ?? 0
             members[key.memberID, default: ShareMember(id: key.memberID)].about = value
+            memberByteCount += members[key.memberID]?.byteCount ?? 0
         case .target(_, let value):
             targetEpoch = value?.assignmentEpoch ?? 0
         case .memberTarget(let key, let value):
@@ -104,7 +108,7 @@ struct ShareGroup {
             for entry in value?.assignedPartitions ?? [] {
                 member.assigned[entry.topicID, default: []].formUnion(entry.partitions)
             }
-            members[key.memberID] = member
+            if members.updateValue(member, forKey: key.memberID) == nil { memberByteCount += member.byteCount }
         case .partitions(_, let value):
             register = value.map { SharePartitionRegister($0) } ?? SharePartitionRegister()
         }
@@ -134,12 +138,16 @@ struct ShareGroup {
         let memberID = request.memberID
         let before = members[memberID]
         try admit(request, before, outbox.configuration.share)
+        var described = before ?? ShareMember(id: memberID)
+        if let rackID = request.rackID { described.about.rackID = rackID }
+        if let names = request.subscribedTopicNames { described.about.subscribedTopicNames = Set(names).sorted() }
+        described.about.clientID = client.clientID
+        described.about.clientHost = client.host
+        let about = described.about
+        try outbox.checkRoom(
+            forMemberBytes: described.byteCount - (before?.byteCount ?? 0),
+            remedy: "Subscribe to fewer topics, or let fewer members join.")
         // From here on nothing is refused.
-        var about = before?.about ?? ShareMember(id: memberID).about
-        if let rackID = request.rackID { about.rackID = rackID }
-        if let names = request.subscribedTopicNames { about.subscribedTopicNames = Set(names).sorted() }
-        about.clientID = client.clientID
-        about.clientHost = client.host
         if before?.about != about { write(.member(id, memberID, about)) }
         forgetTopics { catalog.topic(id: $0) == nil && catalog.version >= 0 }
 

@@ -87,10 +87,15 @@ extension GroupCoordinatorShard {
         }
         let names = request.subscribedTopicNames ?? []
         let byteCount = names.reduce(request.rackID?.utf8.count ?? 0) { $0 + $1.utf8.count }
-        if names.count > GroupLimits.subscribedTopicCountLimit
-            || byteCount > GroupLimits.memberDescriptionBytesLimit
-        {
-            throw invalid("A member names at most \(GroupLimits.subscribedTopicCountLimit) topics.")
+        if names.count > GroupLimits.subscribedTopicCountLimit {
+            throw invalid(
+                "A member names at most \(GroupLimits.subscribedTopicCountLimit) topics; let others of the group name the rest."
+            )
+        }
+        if byteCount > GroupLimits.memberDescriptionBytesLimit {
+            throw invalid(
+                "A member says at most \(GroupLimits.memberDescriptionBytesLimit) bytes about itself, names of topics and rack id, not \(byteCount); name fewer topics, or shorten the rack id."
+            )
         }
     }
 
@@ -338,7 +343,7 @@ extension GroupCoordinatorShard {
     // MARK: Deletion
 
     mutating func forgetShareTopics(_ names: Set<String>, _ outbox: inout Outbox) {
-        for groupID in shareGroups.keys.sorted() {
+        for groupID in shareGroups.ids.sorted() {
             shareGroups[groupID]?.forgetTopics(named: names)
             appendShare(groupID, then: [], nil, &outbox)
         }

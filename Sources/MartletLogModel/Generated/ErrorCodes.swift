@@ -205,7 +205,8 @@ extension ErrorCode {
     /// The preferred replica cannot lead: it is offline or not in sync. Remedy: Wait until it has caught
     /// up.
     public static let preferredLeaderNotAvailable = ErrorCode(rawValue: 80)
-    /// The group has as many members as allowed. Remedy: Use fewer members or raise group.max.size.
+    /// The group has as many members as allowed, or those of all groups say as much as a broker holds.
+    /// Remedy: Use fewer members, with shorter subscriptions, or raise group.max.size.
     public static let groupMaxSizeReached = ErrorCode(rawValue: 81)
     /// Another member uses the same group.instance.id. Remedy: Give each member its own.
     public static let fencedInstanceID = ErrorCode(rawValue: 82)
@@ -767,8 +768,8 @@ extension ErrorCode {
         ),
         (
             "GROUP_MAX_SIZE_REACHED", false,
-            "The group has as many members as allowed.",
-            "Use fewer members or raise group.max.size."
+            "The group has as many members as allowed, or those of all groups say as much as a broker holds.",
+            "Use fewer members, with shorter subscriptions, or raise group.max.size."
         ),
         (
             "FENCED_INSTANCE_ID", false,
