@@ -221,6 +221,23 @@ extension AcquiredRecords {
         share.endWrite()
         #expect(share.answers.values.contains { $0.code == .none })
         #expect(share.written.last == ShareStateUpdate(startOffset: 1, deliveryCompleteCount: 0, batches: []))
+        // Once is enough.
+        #expect(share.acknowledge("a", 0...0, .accept) == ErrorCode.none)
+        #expect(share.writes.isEmpty)
+    }
+
+    @Test func `an acknowledgement of what the log has no more is good without a write`() {
+        let share = SharePartitionHarness()
+        _ = share.acquire("a", [0...9])
+        share.writesAtOnce = false
+        share.handle(.logStartMoved(5))
+        #expect(share.acknowledge("a", 0...4, .accept) == ErrorCode.none)
+        #expect(share.writes.isEmpty)
+        // One that goes on behind the start is written, and so is what nobody has written yet.
+        #expect(share.acknowledge("a", 4...9, .accept) == nil)
+        share.endWrite()
+        #expect(share.core.startOffset == 10 && share.acknowledge("a", 0...9, .accept) == ErrorCode.none)
+        #expect(share.writes.isEmpty)
     }
 
     @Test func `a session that ends frees all that its member holds`() {

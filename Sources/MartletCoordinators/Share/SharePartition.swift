@@ -75,6 +75,13 @@ package struct SharePartition: Sendable {
         var state: ShareDeliveryState
     }
 
+    private struct Write: Equatable, Sendable {
+        /// Who waits for it.
+        var request: RequestID?
+        /// The start that it says.
+        var startOffset: Int64
+    }
+
     private struct Run: Equatable, Sendable {
         var first: Int64
         var last: Int64
@@ -100,8 +107,11 @@ package struct SharePartition: Sendable {
     /// From `startOffset` to `nextOffset` without gaps.
     private var runs: [Run] = []
     private var nextToken: UInt64 = 1
-    /// Writes on their way, with who waits for each.
-    private var writes: [ShareWriteToken: RequestID?] = [:]
+    /// Writes on their way.
+    private var writes: [ShareWriteToken: Write] = [:]
+    /// Nothing before it comes again, whatever happens: that was written, or the log has it no more. Behind
+    /// ``startOffset`` while what moved that is being written, or failed to be.
+    private var settledOffset: Int64
     private var scheduled: Instant?
 
     /// - Parameter batches: as they were written last.
@@ -111,6 +121,7 @@ package struct SharePartition: Sendable {
         self.stateEpoch = stateEpoch
         self.startOffset = startOffset
         self.nextOffset = startOffset
+        settledOffset = startOffset
         self.settings = settings
         for batch in [ShareStateBatch]().merged(with: batches, from: startOffset) {
             // What was delivered and never heard of again was not written.
@@ -299,7 +310,7 @@ package struct SharePartition: Sendable {
         }
         for acknowledgement in acknowledgements { try check(acknowledgement, member) }
 
-        let token = ShareWriteToken(rawValue: nextToken)
+        let token = takeToken()
         var batches: [ShareStateBatch] = []
         for acknowledgement in acknowledgements {
             for (first, last, type) in acknowledgement.parts {
@@ -308,14 +319,28 @@ package struct SharePartition: Sendable {
         }
         // What lies before the start is done with, but what moved the start there may not be written, or may have
         // failed to be: the answer says that the records do not come again, and waits for a write that says so too.
-        guard !batches.isEmpty || acknowledgements.contains(where: { $0.firstOffset < startOffset }) else {
+        let isUnsettled = acknowledgements.contains {
+            max($0.firstOffset, settledOffset) < min($0.lastOffset + 1, startOffset)
+        }
+        guard !batches.isEmpty || isUnsettled else {
             mergeRuns()
             effects.append(.respond(id, .none, nil))
             return
         }
-        nextToken += 1
-        writes[token] = id
-        effects.append(.write(update(batches, token), token))
+        write(batches, token, for: id, &effects)
+    }
+
+    private mutating func takeToken() -> ShareWriteToken {
+        defer { nextToken += 1 }
+        return ShareWriteToken(rawValue: nextToken)
+    }
+
+    private mutating func write(
+        _ batches: [ShareStateBatch], _ token: ShareWriteToken, for request: RequestID?, _ effects: inout [Effect]
+    ) {
+        let update = update(batches, token)
+        writes[token] = Write(request: request, startOffset: update.startOffset)
+        effects.append(.write(update, token))
     }
 
     private func check(_ acknowledgement: ShareAcknowledgement, _ member: String) throws(GroupRefusal) {
@@ -391,7 +416,8 @@ package struct SharePartition: Sendable {
     private mutating func finish(
         _ token: ShareWriteToken, _ code: ErrorCode, _ now: Instant, _ effects: inout [Effect]
     ) {
-        guard let waiting = writes.removeValue(forKey: token) else { return }
+        guard let write = writes.removeValue(forKey: token) else { return }
+        if code == .none { settledOffset = max(settledOffset, write.startOffset) }
         var isFree = false
         for index in runs.indices where runs[index].change?.token == token {
             let target = runs[index].change?.state
@@ -405,7 +431,7 @@ package struct SharePartition: Sendable {
             case .archiving, .archived: runs[index].state = .archived
             }
         }
-        if let waiting { effects.append(.respond(waiting, code, nil)) }
+        if let request = write.request { effects.append(.respond(request, code, nil)) }
         let hasMoved = moveStart()
         mergeRuns()
         if isFree || hasMoved { effects.append(.wake) }
@@ -436,10 +462,7 @@ package struct SharePartition: Sendable {
         guard !batches.isEmpty else { return }
         let hasMoved = moveStart()
         mergeRuns()
-        let token = ShareWriteToken(rawValue: nextToken)
-        nextToken += 1
-        writes[token] = .some(nil)
-        effects.append(.write(update(batches, token), token))
+        write(batches, takeToken(), for: nil, &effects)
         if isFree || hasMoved { effects.append(.wake) }
     }
 
@@ -449,6 +472,7 @@ package struct SharePartition: Sendable {
     private mutating func moveStart(to offset: Int64, _ effects: inout [Effect]) {
         guard offset > startOffset else { return }
         startOffset = offset
+        settledOffset = max(settledOffset, offset)
         nextOffset = max(nextOffset, offset)
         runs.removeAll { $0.last < offset }
         if let first = runs.first, first.first < offset { runs[0].first = offset }
