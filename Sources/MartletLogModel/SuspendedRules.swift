@@ -46,6 +46,9 @@ package struct SuspendedRules: OptionSet, Hashable, Sendable {
     /// A change of voters waits until the one before is committed (KIP-853).
     package static let singleVoterChange = SuspendedRules(rawValue: 1 << 18)
 
+    /// What a member of a share group says about a record whose lock is over is refused (KIP-932).
+    package static let shareLockEnd = SuspendedRules(rawValue: 1 << 29)
+
     /// The rules of the metadata quorum, for its own simulation.
     package static let metadataQuorum: [(name: String, rule: SuspendedRules)] = [
         ("pre-vote stickiness", .preVoteStickiness),
@@ -71,5 +74,6 @@ package struct SuspendedRules: OptionSet, Hashable, Sendable {
         ("pending offsets", .pendingOffsets),
         ("decision before markers", .decisionBeforeMarkers),
         ("stable offsets", .stableOffsets),
+        ("share lock end", .shareLockEnd),
     ]
 }

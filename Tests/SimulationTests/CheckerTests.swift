@@ -385,6 +385,22 @@ import Testing
             [], history(first + released + [operation(2, acquired(1, 1, count: 5))], isComplete: true))
     }
 
+    @Test func `a share group is never given a partition`() {
+        let there = Place("t", 1)
+        let read = operation(9, poll((here, 0, 1), (there, 0, 2)))
+        let joined = operation(1, acquired(0, -1))
+        expect([], history([read], isComplete: true))
+        expect([.notDelivered], history([joined, read], isComplete: true))
+        let one = [joined, operation(1, acquired(0, 0)), operation(1, settled(0, 0, .accept)), read]
+        expect([.notDelivered], history(one, isComplete: true))
+        let other = Step.settled(group: "s", there, first: 0, last: 0, .accept)
+        expect([], history(one + [operation(1, other)], isComplete: true))
+        // Refused for certain: the lock was over.
+        expect([.notDelivered], history(one + [operation(1, .failed, other)], isComplete: true))
+        // Another topic.
+        expect([], history([joined, operation(9, poll((Place("u", 0), 0, 1)))], isComplete: true))
+    }
+
     @Test func `what was deleted need not be read`() {
         let sent = operation(1, .send(here, value: 1, offset: 0))
         expect([.unseen], history([sent], isComplete: true))

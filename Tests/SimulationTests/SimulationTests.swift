@@ -50,6 +50,10 @@ import Testing
         await expectFound(.epochBumpOnEnd)
     }
 
+    @Test(.timeLimit(.minutes(5))) func `without the end of a lock a late acknowledgement is noticed`() async {
+        await expectFound(.shareLockEnd)
+    }
+
     @Test(.timeLimit(.minutes(5)), arguments: UInt64(0)..<3)
     func `flipped bits are refused, and all else is there as it was`(seed: UInt64) async {
         var options = SimulationOptions(seed: seed)

@@ -108,7 +108,9 @@ extension ShareGroupConfiguration {
 
 extension BrokerLoop {
     func shareSettings(of group: String) -> ShareGroupSettings {
-        ShareGroupSettings(image.shareGroupValues(group))
+        var settings = ShareGroupSettings(image.shareGroupValues(group))
+        settings.suspended = services.suspended
+        return settings
     }
 
     /// Whether the cluster has share groups (KIP-932).

@@ -376,7 +376,9 @@ package struct SharePartition: Sendable {
                 // A client may name the ends of a range that has holes.
                 break
             case .available, .acknowledged, .archived:
-                throw GroupRefusal(.invalidRecordState, "Offset \(position) is not acquired.")
+                guard settings.suspended.contains(.shareLockEnd) else {
+                    throw GroupRefusal(.invalidRecordState, "Offset \(position) is not acquired.")
+                }
             }
             position = run.last + 1
         }

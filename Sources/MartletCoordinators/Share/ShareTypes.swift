@@ -130,6 +130,8 @@ package struct ShareGroupSettings: Hashable, Sendable {
     package var offsetReset: ShareOffsetReset = .latest
     package var readsCommitted = false
     package var allowsRenewal = true
+    /// For the simulator's mutation table; empty in production.
+    package var suspended: SuspendedRules = []
 
     package init() {}
 }

@@ -114,7 +114,7 @@ package enum Step: Equatable, Sendable {
     case hold(group: String, member: String, epoch: Int, places: [Place])
     /// A member of a share group (KIP-932) got these records, the last included, for so many milliseconds; the
     /// count says how often they were delivered with this time. Of an operation of unknown outcome: an answer that
-    /// may have held records was lost.
+    /// may have held records was lost. Without any record (the last before the first): it began to read the topic.
     case acquired(group: String, Place, first: Int64, last: Int64, count: Int, lockMilliseconds: Int64)
     /// It said what became of them.
     case settled(group: String, Place, first: Int64, last: Int64, Settlement)

@@ -39,8 +39,13 @@ enum ShareChecks {
         var lost: [String: [Int64]] = [:]
         /// Ends of sessions, by group and process.
         var ends: [String: [Int: [(start: Int64, end: Int64)]]] = [:]
+        /// Topics that each group reads, whether anything came or not.
+        var topics: [String: Set<String>] = [:]
         for (index, operation) in history.operations.enumerated() {
             for step in operation.steps {
+                if case .acquired(let group, let place, _, _, _, _) = step {
+                    topics[group, default: []].insert(place.topic)
+                }
                 switch step {
                 case .acquired(let group, _, _, _, _, _) where operation.outcome != .succeeded:
                     lost[group, default: []].append(operation.end)
@@ -78,20 +83,33 @@ enum ShareChecks {
                 }
                 findings += story.findings("\(source.group) \(source.place) \(offset)")
             }
-            guard history.isComplete else { continue }
-            for offset in log.visibleOffsets[source.place] ?? [] {
-                let story = records[offset] ?? Story()
-                let began = story.acquisitions.first?.end ?? .min
-                let unknown = lost[source.group, default: []].count { $0 >= began }
-                guard !story.isDone(unknownDeliveries: unknown) else { continue }
-                let reader = log.sightings.values.joined().first { $0.place == source.place && $0.offset == offset }
-                findings.append(
-                    Finding(
-                        .notDelivered,
-                        "\(source.group) \(source.place) \(offset) was acquired \(story.acquisitions.count) times and "
-                            + "is neither settled nor given up",
-                        operations: story.acquisitions.map(\.operation) + (reader.map { [$0.operation] } ?? [])))
+        }
+        guard history.isComplete else { return findings }
+        for (group, names) in topics.sorted(by: { $0.key < $1.key }) {
+            for place in log.visibleOffsets.keys.sorted() where names.contains(place.topic) {
+                let records = stories[Source(group: group, place: place)] ?? [:]
+                findings += notDelivered(group, place, records, lost[group] ?? [], log)
             }
+        }
+        return findings
+    }
+
+    /// Records that the group should have been done with at the end, also of a partition that it was never given.
+    private static func notDelivered(
+        _ group: String, _ place: Place, _ records: [Int64: Story], _ lost: [Int64], _ log: ObservedLog
+    ) -> [Finding] {
+        var findings: [Finding] = []
+        for offset in log.visibleOffsets[place] ?? [] {
+            let story = records[offset] ?? Story()
+            let began = story.acquisitions.first?.end ?? .min
+            guard !story.isDone(unknownDeliveries: lost.count { $0 >= began }) else { continue }
+            let reader = log.sightings.values.joined().first { $0.place == place && $0.offset == offset }
+            findings.append(
+                Finding(
+                    .notDelivered,
+                    "\(group) \(place) \(offset) was acquired \(story.acquisitions.count) times and is neither "
+                        + "settled nor given up",
+                    operations: story.acquisitions.map(\.operation) + (reader.map { [$0.operation] } ?? [])))
         }
         return findings
     }

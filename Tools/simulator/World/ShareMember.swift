@@ -112,6 +112,8 @@ final class ShareMember: Client, @unchecked Sendable {
             let answer = try await coordinator.ask(request, version: 1)
             switch ErrorCode(rawValue: answer.errorCode) {
             case .none:
+                // From here on the group is to be done with everything in the topic at the end.
+                if memberEpoch == 0 { world.record(process, since: start, .succeeded, [nothingAcquired]) }
                 memberEpoch = answer.memberEpoch
                 lastBeat = start
                 nextBeat = world.now + Self.heartbeatInterval
@@ -136,6 +138,10 @@ final class ShareMember: Client, @unchecked Sendable {
     }
 
     // MARK: Records
+
+    private var nothingAcquired: Step {
+        .acquired(group: group, Place(topic, 0), first: 0, last: -1, count: 0, lockMilliseconds: 0)
+    }
 
     private func work() async {
         guard let topicID = world.topicIDs[topic] else { return }
@@ -176,9 +182,7 @@ final class ShareMember: Client, @unchecked Sendable {
             if case .malformed(let cause) = error { world.fail("malformed-response", "ShareFetch: \(cause)") }
             record(carried, start) { _ in .unknown }
             guard case .refused = error else {
-                return world.record(
-                    process, since: start, .unknown,
-                    [.acquired(group: group, Place(topic, 0), first: 0, last: -1, count: 0, lockMilliseconds: 0)])
+                return world.record(process, since: start, .unknown, [nothingAcquired])
             }
             return
         }
@@ -190,7 +194,7 @@ final class ShareMember: Client, @unchecked Sendable {
         let parts = response.responses.flatMap(\.partitions)
         record(carried, start) { partition in
             let code = parts.first { Int($0.partitionIndex) == partition }?.acknowledgeErrorCode
-            return code == 0 ? .succeeded : .unknown
+            return Self.outcome(code)
         }
         var steps: [Step] = []
         var ranges: [Range] = []
@@ -278,7 +282,7 @@ final class ShareMember: Client, @unchecked Sendable {
             let parts = response.responses.flatMap(\.partitions)
             record(ranges, start) { partition in
                 let code = parts.first { Int($0.partitionIndex) == partition }?.errorCode
-                return response.errorCode == 0 && code == 0 ? .succeeded : .unknown
+                return response.errorCode == 0 ? Self.outcome(code) : .unknown
             }
             if response.errorCode == 0 { sessionEpoch += 1 } else { endSession() }
         } catch {
@@ -294,6 +298,16 @@ final class ShareMember: Client, @unchecked Sendable {
                 ranges.filter { $0.place == place }.map {
                     .settled(group: group, place, first: $0.first, last: $0.last, $0.kind)
                 })
+        }
+    }
+
+    /// What the answer for one partition, if there is one, says of what was said about its records.
+    private static func outcome(_ code: Int16?) -> Outcome {
+        switch code.map(ErrorCode.init(rawValue:)) {
+        case .some(.none): .succeeded
+        // All or nothing: the broker looks at everything before it changes anything.
+        case .invalidRecordState, .invalidRequest: .failed
+        case _: .unknown
         }
     }
 
