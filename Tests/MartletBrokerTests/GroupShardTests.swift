@@ -1,5 +1,6 @@
 import MartletBroker
 import MartletController
+import MartletCoordinators
 import MartletKafkaProtocol
 import MartletLogModel
 import NIOCore
@@ -84,6 +85,46 @@ extension SteppedBroker {
 }
 
 @Suite struct `Group coordinator shards` {
+    @Test func `all shards of a broker share one limit of what members say`() async throws {
+        try await withTemporaryFolder { folder in
+            let many = settings.merging(["offsets.topic.num.partitions": "8"]) { $1 }
+            let groups = (0..<12).map { "group \($0)" }
+            func beat(_ broker: SteppedBroker, _ group: String, _ epoch: Int32, _ names: [String]? = nil) throws -> ErrorCode {
+                var request = ConsumerGroupHeartbeatRequest()
+                request.groupID = group
+                request.memberID = "m"
+                request.memberEpoch = epoch
+                request.rebalanceTimeoutMs = 10_000
+                request.topicPartitions = []
+                request.subscribedTopicNames = names
+                return ErrorCode(rawValue: try broker.call(request).errorCode)
+            }
+            let names = (0..<100).map { "\($0)" + String(repeating: "n", count: 200) }
+            let broker = try SteppedBroker(many, folder: folder)
+            try broker.prepare()
+            for group in groups { #expect(try beat(broker, group, 0, names) == .none) }
+            let held = broker.loop.services.memberBytes.value
+            #expect(held > groups.count * 20_000)
+            // What others hold, wherever their groups are.
+            let others = GroupLimits.brokerMemberBytesLimit - held
+            broker.loop.services.memberBytes.change(from: 0, to: others)
+            #expect(try beat(broker, "one more", 0, names) == .groupMaxSizeReached)
+            broker.loop.services.memberBytes.change(from: others, to: 0)
+            #expect(try beat(broker, "one more", 0, names) == .none)
+            #expect(try beat(broker, "one more", -1) == .none)
+            #expect(broker.loop.services.memberBytes.value == held)
+            try broker.stop()
+            #expect(broker.loop.services.memberBytes.value == 0)
+
+            let next = try SteppedBroker(many, folder: folder)
+            for group in groups { #expect(try beat(next, group, 0, names) == .none) }
+            #expect(next.loop.services.memberBytes.value == held)
+            for group in groups { #expect(try beat(next, group, -1) == .none) }
+            #expect(next.loop.services.memberBytes.value == 0)
+            try next.stop()
+        }
+    }
+
     @Test func `a late marker is refused without harm where the log has been closed for lack of use`() async throws {
         try await withTemporaryFolder { folder in
             let broker = try SteppedBroker(settings, folder: folder)

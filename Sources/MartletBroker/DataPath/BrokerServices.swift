@@ -3,6 +3,7 @@ package import MartletLogModel
 package import MartletStorage
 package import MartletTransport
 package import NIOCore
+internal import Synchronization
 
 /// What all loops of a broker share. Immutable after start, or thread-safe by itself.
 package final class BrokerServices: Sendable {
@@ -21,6 +22,7 @@ package final class BrokerServices: Sendable {
     package let loops: LoopRegistry
     package let folders = FolderHolds()
     package let shareSessions = ShareSessionRegistry()
+    package let memberBytes = MemberBytesTotal()
 
     package init(
         settings: BrokerSettings, logger: Logger, budget: MemoryBudget, surroundings: Surroundings,
@@ -33,6 +35,20 @@ package final class BrokerServices: Sendable {
         self.directory = directory
         self.controller = controller
         self.loops = loops
+    }
+}
+
+/// What the members of groups make the broker hold, in bytes, over the shards of all its loops.
+///
+/// Loops that change it at the same time may let it exceed its limit by the members of one request each.
+package final class MemberBytesTotal: Sendable {
+    private let byteCount = Atomic<Int>(0)
+
+    package var value: Int { byteCount.load(ordering: .relaxed) }
+
+    /// What one shard holds has become another.
+    package func change(from old: Int, to new: Int) {
+        if new != old { byteCount.wrappingAdd(new - old, ordering: .relaxed) }
     }
 }
 

@@ -33,6 +33,8 @@ final class GroupShardShell: ShardOwner, @unchecked Sendable {
 
         init(epoch: Int16) { self.epoch = epoch }
     }
+    /// What of this shard is in the broker's total.
+    private var toldMemberByteCount = 0
     /// Version of the catalog that the core has.
     private var toldCatalogVersion: Int64?
 
@@ -129,8 +131,16 @@ final class GroupShardShell: ShardOwner, @unchecked Sendable {
 
     private func handle(_ event: GroupCoordinatorShard.Event) {
         var effects: [CoordinatorEffect] = []
+        core.memberBytesElsewhere = loop.services.memberBytes.value - toldMemberByteCount
         core.handle(event, now: moment, into: &effects)
+        tellMemberBytes()
         for effect in effects { run(effect) }
+    }
+
+    private func tellMemberBytes() {
+        let byteCount = core.memberByteCount
+        loop.services.memberBytes.change(from: toldMemberByteCount, to: byteCount)
+        toldMemberByteCount = byteCount
     }
 
     private func run(_ effect: CoordinatorEffect) {
@@ -222,6 +232,7 @@ final class GroupShardShell: ShardOwner, @unchecked Sendable {
         expiration = nil
         toldCatalogVersion = nil
         core = GroupCoordinatorShard(configuration: Self.configuration(loop))
+        tellMemberBytes()
     }
 
     /// Topics that were deleted: their offsets go.
