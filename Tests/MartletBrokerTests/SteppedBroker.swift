@@ -22,13 +22,15 @@ final class SteppedBroker {
 
     var loop: BrokerLoop { assembly.loops[0] }
 
-    init(_ settings: [String: String] = [:], folder: String, disk: some Disk = PosixDisk()) throws {
+    init(
+        _ settings: [String: String] = [:], folder: String, disk: some Disk = PosixDisk(), workPool: (any WorkQueue)? = nil
+    ) throws {
         var broker = BrokerSettings(listen: .init(host: "127.0.0.1", port: 0), dataDirectory: folder)
         broker.reserveBytes = 0
         for (key, value) in settings.sorted(by: { $0.key < $1.key }) { try broker.set(key, value, origin: "test") }
         let queue = InlineQueue()
         let surroundings = Surroundings(
-            disk: AnyDisk(disk), flushPool: queue, workPool: queue, clock: .machine, random: .system)
+            disk: AnyDisk(disk), flushPool: queue, workPool: workPool ?? queue, clock: .machine, random: .system)
         var logger = Logger(label: "test")
         logger.logLevel = .critical
         assembly = try BrokerAssembly.open(

@@ -63,6 +63,8 @@ package final class BrokerLoop: @unchecked Sendable {
     private var outgoing: [Parcel]
     private var routes = ProduceRoutes()
     private var refusals = RefusalLog()
+    /// Whether unopened partitions are being swept; see ``sweepRetention()``.
+    var sweepsUnopened = false
     package private(set) var isStopping = false
     private var isClosingConnections = false
 

@@ -149,7 +149,8 @@ extension BrokerLoop {
     private static let unusedLimit: TimeAmount = .minutes(10)
 
     /// Retention and compaction for every partition of this loop that has files. One that nobody uses is opened for it
-    /// and let go again, one after the other.
+    /// and let go again, one after the other. That may take longer than the time until the next sweep, which then goes
+    /// over the open ones alone: never are two opened at once.
     package func sweepRetention() {
         let now = wallTime
         for partition in openPartitions {
@@ -160,6 +161,8 @@ extension BrokerLoop {
                 partition.letGoIfUnused(since: self.eventLoop.now - Self.unusedLimit)
             }
         }
+        guard !sweepsUnopened else { return }
+        sweepsUnopened = true
         let onDisk = Set(services.directory.partitions)
         var unopened: [PartitionKey] = []
         for topic in image.sortedTopics() where !topic.configuration.cleanupPolicy.isEmpty {
@@ -182,7 +185,10 @@ extension BrokerLoop {
     }
 
     private func sweepUnopened(_ keys: ArraySlice<PartitionKey>) {
-        guard let key = keys.first, !isStopping else { return }
+        guard let key = keys.first, !isStopping else {
+            sweepsUnopened = false
+            return
+        }
         guard existingPartition(key) == nil, let partition = partition(key) else {
             eventLoop.execute { self.sweepUnopened(keys.dropFirst()) }
             return
