@@ -1,29 +1,65 @@
 import MartletBroker
+import MartletCoordinators
 import MartletKafkaProtocol
-import MartletLogModel
 import NIOCore
-import NIOPosix
+import NIOEmbedded
 import Testing
 
 @Suite(.timeLimit(.minutes(2))) struct `Patterns of transactional ids` {
-    @Test func `a pattern of transactional ids has so many steps and no more`() async throws {
-        func list(_ limit: Int) async throws -> ListTransactionsResponse {
-            let loop = MultiThreadedEventLoopGroup.singleton.any()
-            let promise = loop.makePromise(of: ListTransactionsResponse.self)
-            loop.execute {
-                var response = ListTransactionsResponse()
-                response.transactionStates = (0..<100).map { number in
-                    var state = ListTransactionsResponse.TransactionState()
-                    state.transactionalID = "\(number)" + String(repeating: "a", count: 1_000)
-                    return state
-                }
-                TransactionalIDPattern(".*9.*", stepLimit: limit)?.filter(response, on: loop, promise)
-            }
-            return try await promise.futureResult.get()
+    private typealias Outcome = Result<ListTransactionsResponse, PatternError>
+
+    /// Filters ids with each of the patterns at once. In how many turns of the loop that is done.
+    private func filter(
+        _ ids: [String], _ patterns: [String], limit: Int = TransactionalIDPattern.stepLimit
+    ) throws -> (outcomes: [Outcome], turnCount: Int) {
+        let loop = EmbeddedEventLoop()
+        let turns = PatternTurns(eventLoop: loop)
+        var response = ListTransactionsResponse()
+        response.transactionStates = ids.map {
+            var state = ListTransactionsResponse.TransactionState()
+            state.transactionalID = $0
+            return state
         }
-        #expect(try await list(10_000_000).transactionStates.count == 19)
-        let refused = try await list(50_000)
-        #expect(refused.errorCode == ErrorCode.invalidRegularExpression.rawValue)
-        #expect(refused.transactionStates.isEmpty)
+        var outcomes: [Outcome] = []
+        for text in patterns {
+            try TransactionalIDPattern(text, stepLimit: limit).filter(response, turns) { outcomes.append($0) }
+        }
+        // Somebody else's work on the loop.
+        var turnCount = 0
+        func takeTurn() {
+            turnCount += 1
+            if outcomes.count < patterns.count { loop.assumeIsolated().execute { takeTurn() } }
+        }
+        takeTurn()
+        loop.run()
+        return (outcomes, turnCount)
+    }
+
+    @Test func `a pattern of transactional ids has so many steps and no more`() throws {
+        let ids = (0..<100).map { "\($0)" + String(repeating: "a", count: 1_000) }
+        #expect(try filter(ids, [".*9.*"], limit: 10_000_000).outcomes.map { try $0.get().transactionStates.count } == [19])
+        guard case .failure(let refusal)? = try filter(ids, [".*9.*"], limit: 50_000).outcomes.first else {
+            Issue.record("nothing was refused")
+            return
+        }
+        #expect(refusal.reason.contains("50000 steps") && refusal.reason.contains("a simpler one"))
+    }
+
+    @Test func `a long id and a costly pattern hold up nobody else`() throws {
+        let id = String(repeating: "ab", count: 900)
+        let (outcomes, turnCount) = try filter([id, "c"], ["(a?b?){1000}c"])
+        #expect(try outcomes.map { try $0.get().transactionStates.map(\.transactionalID) } == [["c"]])
+        #expect(turnCount > 10)
+        // The limit ends a match, too, and does not only follow it.
+        let (refused, fewer) = try filter([id, "c"], ["(a?b?){1000}c"], limit: 400_000)
+        #expect(throws: PatternError.self) { try refused[0].get() }
+        #expect(fewer < 10)
+    }
+
+    @Test func `patterns take turns`() throws {
+        let id = String(repeating: "ab", count: 900)
+        let one = try filter([id], ["(a?b?){1000}c"])
+        let (outcomes, turnCount) = try filter([id], Array(repeating: "(a?b?){1000}c", count: 3) + ["x"])
+        #expect(outcomes.count == 4 && turnCount >= 3 * one.turnCount - 3)
     }
 }

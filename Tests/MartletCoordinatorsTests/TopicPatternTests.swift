@@ -62,6 +62,21 @@ private func matches(_ pattern: String, _ name: String) throws -> Bool {
         #expect(pattern.stateCount <= PatternLimits.stateLimit + 1)
     }
 
+    @Test func `a match that costs much stops when its steps are used up`() throws {
+        var pattern = try TopicPattern("(a?b?){1000}c")
+        let name = String(repeating: "ab", count: 900)
+        var match = TopicPattern.Match(name)
+        var pieceCount = 0
+        var result: Bool?
+        while result == nil {
+            var steps = PatternLimits.stepsPerEvent
+            result = pattern.goOn(&match, steps: &steps)
+            #expect(steps > -2 * pattern.instructionCount)
+            pieceCount += 1
+        }
+        #expect(result == false && pieceCount > 10)
+    }
+
     @Test(arguments: ["(a*)*b", "(a|aa)+b", "(.*)*x", "(a?){200}a{200}b", "([a-z]+)*[0-9]", "(x+x+)+y"])
     func `no pattern takes more than program times name`(pattern: String) throws {
         var compiled = try TopicPattern(pattern)
@@ -92,6 +107,14 @@ private func matches(_ pattern: String, _ name: String) throws -> Bool {
             #expect(
                 compiled.matches(name, steps: &steps) == naive(node, bytes, 0).contains(bytes.count),
                 "seed \(seed): \(pattern) on \(name)")
+            // Interrupted after each step it says the same.
+            var match = TopicPattern.Match(name)
+            var result: Bool?
+            repeat {
+                steps = 1
+                result = compiled.goOn(&match, steps: &steps)
+            } while result == nil
+            #expect(result == naive(node, bytes, 0).contains(bytes.count), "seed \(seed): \(pattern) on \(name)")
         }
     }
 

@@ -65,6 +65,8 @@ package final class BrokerLoop: @unchecked Sendable {
     private var refusals = RefusalLog()
     /// Whether unopened partitions are being swept; see ``sweepRetention()``.
     var sweepsUnopened = false
+    /// Patterns of transactional ids take turns here.
+    package private(set) lazy var patternTurns = PatternTurns(eventLoop: eventLoop)
     package private(set) var isStopping = false
     private var isClosingConnections = false
 

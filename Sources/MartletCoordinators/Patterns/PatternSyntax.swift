@@ -46,6 +46,8 @@ struct CharacterSet128: Hashable {
 /// Why a pattern is refused: words for the client.
 package struct PatternError: Error, Equatable {
     package var reason: String
+
+    package init(reason: String) { self.reason = reason }
 }
 
 /// A parsed pattern.

@@ -69,16 +69,47 @@ package struct TopicPattern {
 
     var instructionCount: Int { program.count }
 
-    /// Whether the whole of `name` matches. Takes what it cost from `steps`, which may become negative.
-    package mutating func matches(_ name: some StringProtocol, steps: inout Int) -> Bool {
-        if states.count >= PatternLimits.stateLimit {
-            states.removeAll(keepingCapacity: true)
-            stateNumbers.removeAll(keepingCapacity: true)
+    /// A match of one name on its way. While it lasts, the pattern is matched against no other name.
+    package struct Match {
+        fileprivate var rest: String.UTF8View.SubSequence
+        /// `nil` before the first step.
+        fileprivate var state: Int?
+
+        package init(_ name: String) { rest = name.utf8[...] }
+    }
+
+    /// Whether the whole of `name` matches. Takes what it cost from `steps`, which may become negative: by as much as
+    /// the program is long times the name.
+    package mutating func matches(_ name: String, steps: inout Int) -> Bool {
+        var match = Match(name)
+        var left = Int.max
+        defer { steps -= Int.max - left }
+        guard let matches = goOn(&match, steps: &left) else {
+            preconditionFailure("a match did not end within \(Int.max) steps")
         }
-        if states.isEmpty { _ = number(StateKey(instructions: [0], before: .start)) }
-        var current = 0
-        steps -= 1
-        for byte in name.utf8 {
+        return matches
+    }
+
+    /// Goes on with a match while there are steps, which it takes what it cost from: fewer than zero by no more than the
+    /// program is long. `nil` when they are used up before the end of the name.
+    package mutating func goOn(_ match: inout Match, steps: inout Int) -> Bool? {
+        var current: Int
+        if let state = match.state {
+            current = state
+        } else {
+            if states.count >= PatternLimits.stateLimit {
+                states.removeAll(keepingCapacity: true)
+                stateNumbers.removeAll(keepingCapacity: true)
+            }
+            if states.isEmpty { _ = number(StateKey(instructions: [0], before: .start)) }
+            current = 0
+            steps -= 1
+        }
+        while let byte = match.rest.first {
+            guard steps > 0 else {
+                match.state = current
+                return nil
+            }
             guard byte < 128 else { return false }
             var next = states[current].next[Int(byte)]
             steps -= 1
@@ -91,6 +122,7 @@ package struct TopicPattern {
             }
             if next == -2 { return false }
             current = Int(next)
+            match.rest.removeFirst()
         }
         if let accepts = states[current].accepts { return accepts }
         steps -= program.count
