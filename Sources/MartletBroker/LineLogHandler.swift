@@ -3,18 +3,31 @@ public import Logging
 /// Log lines on standard error, one for each event whatever is in it: ids, reasons and names of clients may hold line
 /// ends and control characters, and none of them may pass for a line of the broker's.
 public struct LineLogHandler: LogHandler {
+    /// Knows neither metadata nor a provider: all that it writes has been through ``shown(_:)``.
     private var stream: StreamLogHandler
+    public var metadata: Logger.Metadata = [:]
+    public var metadataProvider: Logger.MetadataProvider?
 
     public init(label: String, level: Logger.Level) {
-        stream = StreamLogHandler.standardError(label: label)
+        stream = StreamLogHandler.standardError(label: label, metadataProvider: nil)
         stream.logLevel = level
     }
 
-    public func log(event: LogEvent) {
+    public func log(event: LogEvent) { stream.log(event: shown(event)) }
+
+    /// The event with all that is to be written about it, control characters written out.
+    package func shown(_ event: LogEvent) -> LogEvent {
         var event = event
         event.message = "\(Self.escaped(event.message.description))"
-        event.metadata = event.metadata?.mapValues(Self.escaped)
-        stream.log(event: event)
+        // The nearer to the event, the more it counts.
+        var all = [metadata, metadataProvider?.get() ?? [:], event.metadata ?? [:]]
+        if let error = event.error.take() {
+            all.append(["error.message": "\(error)", "error.type": "\(String(reflecting: type(of: error)))"])
+        }
+        event.metadata = all.reduce(into: [:]) { shown, part in
+            for (key, value) in part { shown[Self.escaped(key)] = Self.escaped(value) }
+        }
+        return event
     }
 
     private static func escaped(_ value: Logger.MetadataValue) -> Logger.MetadataValue {
@@ -22,7 +35,8 @@ public struct LineLogHandler: LogHandler {
         case .string(let text): .string(escaped(text))
         case .stringConvertible(let value): .string(escaped("\(value)"))
         case .array(let values): .array(values.map(escaped))
-        case .dictionary(let values): .dictionary(values.mapValues(escaped))
+        case .dictionary(let values):
+            .dictionary(values.reduce(into: [:]) { $0[escaped($1.key)] = escaped($1.value) })
         }
     }
 
@@ -39,12 +53,8 @@ public struct LineLogHandler: LogHandler {
     }
 
     public subscript(metadataKey key: String) -> Logger.Metadata.Value? {
-        get { stream[metadataKey: key] }
-        set { stream[metadataKey: key] = newValue }
-    }
-    public var metadata: Logger.Metadata {
-        get { stream.metadata }
-        set { stream.metadata = newValue }
+        get { metadata[key] }
+        set { metadata[key] = newValue }
     }
     public var logLevel: Logger.Level {
         get { stream.logLevel }

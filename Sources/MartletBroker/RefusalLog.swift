@@ -1,41 +1,49 @@
-internal import Logging
+package import Logging
 internal import MartletCoordinators
 internal import MartletKafkaProtocol
 package import MartletLogModel
-internal import NIOCore
+package import NIOCore
 
 /// Refused requests in the log: one line each, with code, cause and remedy. A client that goes on being wrong must not
-/// fill the log, so lines beyond a limit are counted, and the count is told. Confined to a loop.
+/// fill the log, nor hide what others are refused, so lines beyond a limit are counted, and the count is told with the
+/// codes. Confined to a loop.
 package struct RefusalLog {
     /// Lines of one loop within ``window``.
     package static let lineLimit = 20
+    /// Of them, lines about one client id.
+    package static let clientLineLimit = 10
     private static let window: TimeAmount = .seconds(1)
     /// Characters of a client's words in a line: group ids, for one, may be 32 KiB.
     private static let wordLengthLimit = 200
 
     private var windowEnd = NIODeadline.uptimeNanoseconds(0)
     private var lineCount = 0
-    private var omittedCount = 0
+    /// By client id; no more entries than lines.
+    private var clientLineCounts: [String: Int] = [:]
+    private var omittedCounts: [ErrorCode: Int] = [:]
 
     package init() {}
 
     /// - Parameter about: what the request was about, in the client's words.
-    mutating func log(
+    package mutating func log(
         _ code: ErrorCode, _ cause: String?, client: String?, about: [(String, String)], now: NIODeadline,
         _ logger: Logger
     ) {
         if now >= windowEnd {
-            tellOmitted(now: now, logger)
+            tellOmitted(logger)
             windowEnd = now + Self.window
             lineCount = 0
+            clientLineCounts = [:]
         }
-        guard lineCount < Self.lineLimit else {
-            omittedCount += 1
+        let client = Self.shortened(client ?? "")
+        guard lineCount < Self.lineLimit, clientLineCounts[client, default: 0] < Self.clientLineLimit else {
+            omittedCounts[code, default: 0] += 1
             return
         }
         lineCount += 1
+        clientLineCounts[client, default: 0] += 1
         var metadata: Logger.Metadata = [
-            "client": "\(Self.shortened(client ?? ""))", "code": "\(code.name)",
+            "client": "\(client)", "code": "\(code.name)",
             "cause": "\(Self.shortened(cause ?? code.text))",
         ]
         if !code.remedy.isEmpty { metadata["remedy"] = "\(code.remedy)" }
@@ -43,11 +51,22 @@ package struct RefusalLog {
         logger.info("request refused", metadata: metadata)
     }
 
-    /// Says how many lines were left out, once their window is over.
-    mutating func tellOmitted(now: NIODeadline, _ logger: Logger) {
-        guard omittedCount > 0, now >= windowEnd else { return }
-        logger.info("more requests refused", metadata: ["count": "\(omittedCount)"])
-        omittedCount = 0
+    /// Says how many lines were left out, if their window is over.
+    package mutating func tellOmitted(endedBy now: NIODeadline, _ logger: Logger) {
+        if now >= windowEnd { tellOmitted(logger) }
+    }
+
+    /// Says how many lines were left out, and with which codes.
+    package mutating func tellOmitted(_ logger: Logger) {
+        guard !omittedCounts.isEmpty else { return }
+        let codes = omittedCounts.sorted { ($1.value, $0.key.name) < ($0.value, $1.key.name) }
+        logger.info(
+            "more requests refused",
+            metadata: [
+                "count": "\(omittedCounts.values.reduce(0, +))",
+                "codes": "\(codes.map { "\($0.key.name): \($0.value)" }.joined(separator: ", "))",
+            ])
+        omittedCounts = [:]
     }
 
     private static func shortened(_ text: String) -> String {

@@ -2,6 +2,7 @@ import Logging
 import MartletBroker
 import MartletKafkaProtocol
 import MartletLogModel
+import NIOCore
 import Synchronization
 import Testing
 
@@ -19,6 +20,10 @@ private final class Lines: LogHandler, Sendable {
         all.withLock { lines in
             lines.filter { $0.message == "request refused" }.map { "\($0.metadata[key] ?? "")" }
         }
+    }
+
+    func metadata(_ message: String) -> Logger.Metadata? {
+        all.withLock { lines in lines.last { $0.message == message }?.metadata }
     }
 
     func count(_ message: String) -> Int { all.withLock { lines in lines.count { $0.message == message } } }
@@ -123,6 +128,13 @@ private final class Lines: LogHandler, Sendable {
             #expect(lines.refused().last == "INVALID_RECORD")
             #expect(lines.refused("partition").last == "compacted-0")
             #expect(lines.refused().count == 6)
+
+            // The answer to this one has no place for words.
+            var list = ListTransactionsRequest()
+            list.transactionalIDPattern = "a("
+            #expect(try client.call(list).errorCode == ErrorCode.invalidRegularExpression.rawValue)
+            #expect(lines.refused().last == "INVALID_REGULAR_EXPRESSION" && lines.refused("pattern").last == "a(")
+            #expect(lines.refused("cause").last?.isEmpty == false)
         }
     }
 
@@ -144,7 +156,34 @@ private final class Lines: LogHandler, Sendable {
             }
             let windows = 2 + Int((clock.now - start) / .seconds(1))
             #expect(lines.refused().count >= 1)
-            #expect(lines.refused().count <= min(4_999, windows * RefusalLog.lineLimit))
+            #expect(lines.refused().count <= min(4_999, windows * RefusalLog.clientLineLimit))
         }
+    }
+
+    @Test func `a client that goes on being wrong does not hide the others, and what it hides is told by code`() {
+        let lines = Lines()
+        let logger = Logger(label: "test") { _ in lines }
+        var refusals = RefusalLog()
+        let start = NIODeadline.uptimeNanoseconds(1)
+        func refuse(_ code: ErrorCode, _ client: String, _ now: NIODeadline) {
+            refusals.log(code, nil, client: client, about: [], now: now, logger)
+        }
+        for _ in 0..<40 { refuse(.unknownMemberID, "noisy", start) }
+        for _ in 0..<3 { refuse(.invalidRequest, "noisy", start) }
+        refuse(.invalidGroupID, "quiet", start)
+        #expect(lines.refused("client").count { $0 == "noisy" } == RefusalLog.clientLineLimit)
+        #expect(lines.refused("client").last == "quiet")
+        // Names alone do not make room for more lines.
+        for number in 0..<40 { refuse(.invalidGroupID, "client \(number)", start) }
+        #expect(lines.refused().count == RefusalLog.lineLimit)
+        refusals.tellOmitted(endedBy: start, logger)
+        #expect(lines.count("more requests refused") == 0, "not before the window is over")
+        refusals.tellOmitted(endedBy: start + .seconds(1), logger)
+        #expect(lines.metadata("more requests refused")?["count"] == "64")
+        #expect(
+            lines.metadata("more requests refused")?["codes"]
+                == "INVALID_GROUP_ID: 31, UNKNOWN_MEMBER_ID: 30, INVALID_REQUEST: 3")
+        refuse(.unknownMemberID, "noisy", start + .seconds(1))
+        #expect(lines.refused().count == RefusalLog.lineLimit + 1)
     }
 }

@@ -123,20 +123,19 @@ package final class ControllerShell: @unchecked Sendable {
         var image: MetadataImage?
         var deletedTopics: [String] = []
         if !decision.records.isEmpty {
-            var writtenCount = 0
+            let start = log.logEndOffset
             do {
-                for batch in decision.batches {
-                    try write(batch)
-                    writtenCount += 1
-                }
+                for batch in decision.batches { try write(batch) }
                 let published = core.publish()
                 image = published.image
                 deletedTopics = published.delta.deletedTopics.map(\.name)
             } catch {
                 logger.error("metadata change failed", metadata: ["cause": "\(error)"])
-                if writtenCount > 0 {
-                    // Half of a transaction is in the log; the next start undoes it.
-                    failure = MetadataLogError(description: "a metadata change was written in part: \(error)")
+                if log.logEndOffset != start {
+                    // Half of a transaction is in the log, which the next start undoes, or a record is that the core
+                    // does not take: what the core knows is no longer what the log says.
+                    failure = MetadataLogError(
+                        description: "a metadata change was written in part: \(error); restart the broker")
                 }
                 promise.fail(error)
                 return
@@ -154,7 +153,8 @@ package final class ControllerShell: @unchecked Sendable {
         startFlush()
     }
 
-    /// Writes one batch and replays it. On an error nothing was replayed.
+    /// Writes one batch and replays it. On an error the log's end tells whether the batch is in it; then the core may
+    /// have replayed some of it.
     private func write(_ records: [MetadataRecord]) throws {
         let now = clock.wallTime
         var batch = try MetadataLog.batch(records, now: now)

@@ -70,7 +70,7 @@ final class ShardLog<Owner: ShardOwner>: @unchecked Sendable {
     private(set) var incarnation = 0
     private var inFlightAppendCount = 0
     /// The next try to load without a request.
-    private var retry: Scheduled<Void>?
+    private var nextAttempt: Scheduled<Void>?
 
     init(_ key: PartitionKey, _ loop: BrokerLoop, owner: Owner) {
         self.key = key
@@ -131,8 +131,8 @@ final class ShardLog<Owner: ShardOwner>: @unchecked Sendable {
 
     private func resumeLater() {
         guard Owner.goesOnByItself else { return }
-        retry?.cancel()
-        retry = loop.eventLoop.assumeIsolated().scheduleTask(in: Self.retryDelay) { self.resume() }
+        nextAttempt?.cancel()
+        nextAttempt = loop.eventLoop.assumeIsolated().scheduleTask(in: Self.retryDelay) { self.resume() }
     }
 
     /// Who waits for the log is answered; the broker stops or the partition goes. The owner answers the others.
@@ -141,8 +141,8 @@ final class ShardLog<Owner: ShardOwner>: @unchecked Sendable {
             for (id, request) in queue { owner.refuse(id, request, .notCoordinator) }
         }
         discard()
-        retry?.cancel()
-        retry = nil
+        nextAttempt?.cancel()
+        nextAttempt = nil
         phase = .resigned
     }
 

@@ -332,7 +332,7 @@ package final class BrokerLoop: @unchecked Sendable {
         connections[connection.id] = nil
         services.loops.noteConnections(connections.count, of: self)
         if connections.isEmpty {
-            refusals.tellOmitted(now: .distantFuture, logger)
+            refusals.tellOmitted(logger)
             sweepTask?.cancel()
             sweepTask = nil
         }
@@ -345,7 +345,7 @@ package final class BrokerLoop: @unchecked Sendable {
     private func sweepConnections() {
         let now = eventLoop.now
         for connection in connectionsInOrder { connection.sweep(now: now) }
-        refusals.tellOmitted(now: now, logger)
+        refusals.tellOmitted(endedBy: now, logger)
     }
 
     /// One line for a request that is refused for a reason of the client's; see ``RefusalLog``.

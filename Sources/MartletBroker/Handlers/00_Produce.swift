@@ -339,7 +339,8 @@ package enum ProduceHandler {
         response.responses.reserveCapacity(request.topicData.count)
         var index = 0
         var leaders: [Int32] = []
-        var isLogged = false
+        var firstRefusal: (ProduceRefusal, partition: String)?
+        var refusedCount = 0
         for topicData in request.topicData {
             var topic = ProduceResponse.TopicProduceResponse()
             topic.name = topicData.name
@@ -356,18 +357,23 @@ package enum ProduceHandler {
                 case .refused(let refusal):
                     fill(&partition, with: refusal)
                     if let leader = refusal.leader, !leaders.contains(leader.id) { leaders.append(leader.id) }
-                    if !isLogged, refusal.error.isWorthALine {
-                        isLogged = true
-                        let name = context.image.topic(id: topic.topicID)?.name ?? topic.name
-                        context.loop.logRefusal(
-                            refusal.error, refusal.message, client: context.header.clientID,
-                            about: [("api", "\(context.header.apiKey)"), ("partition", "\(name)-\(partition.index)")])
+                    if refusal.error.isWorthALine {
+                        refusedCount += 1
+                        if firstRefusal == nil {
+                            let name = context.image.topic(id: topic.topicID)?.name ?? topic.name
+                            firstRefusal = (refusal, "\(name)-\(partition.index)")
+                        }
                     }
                 }
                 index += 1
                 topic.partitionResponses.append(partition)
             }
             response.responses.append(topic)
+        }
+        if let (refusal, partition) = firstRefusal {
+            var about = [("api", "\(context.header.apiKey)"), ("partition", partition)]
+            if refusedCount > 1 { about.append(("more partitions", "\(refusedCount - 1)")) }
+            context.loop.logRefusal(refusal.error, refusal.message, client: context.header.clientID, about: about)
         }
         for leader in leaders {
             guard let address = context.address(of: BrokerID(leader)) else { continue }
