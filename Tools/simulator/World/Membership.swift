@@ -55,6 +55,9 @@ class Membership {
         nextHeartbeat = 0
     }
 
+    /// The group has gone on without the member for a while: what it held was its own only until then.
+    fileprivate func beginTenure() { lives += 1 }
+
     func touch() { nextHeartbeat = 0 }
 
     /// The next join is another member's.
@@ -178,6 +181,8 @@ final class ClassicMembership: Membership {
     private let style: ClassicStyle
     /// It has begun to join again and has no new assignment yet, however long that takes.
     private var isJoining = false
+    /// Of the last join that was answered.
+    private var joinedGeneration: Int32 = -1
 
     init(
         _ world: World, process: Int, link: ClientLink, random: SimulationRandom, group: String, topic: String,
@@ -247,6 +252,10 @@ final class ClassicMembership: Membership {
             switch ErrorCode(rawValue: answer.errorCode) {
             case .none:
                 memberID = answer.memberID
+                // A static member keeps its place in a generation that it did not join in time, with what it said of
+                // itself before: what it was given since may be another's in it (KIP-345, KIP-429).
+                if epoch >= 0, answer.generationID > max(epoch, joinedGeneration) + 1 { beginTenure() }
+                joinedGeneration = answer.generationID
                 return await sync(answer, leaving)
             case .memberIDRequired:
                 memberID = answer.memberID
