@@ -103,7 +103,7 @@ let package = Package(
             name: "MartletBroker",
             dependencies: [
                 "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletReplication",
-                "MartletController", "MartletCoordinators", "MartletStorage", "MartletTransport",
+                "MartletMetadataQuorum", "MartletController", "MartletCoordinators", "MartletStorage", "MartletTransport",
                 "CMartletPlatform", nioCore, nioPosix, logging, lifecycle, deque, orderedCollections,
             ],
             exclude: ["README.md"], swiftSettings: relaxed),
@@ -220,8 +220,8 @@ let package = Package(
         .testTarget(
             name: "MartletBrokerTests",
             dependencies: [
-                "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletController", "MartletStorage",
-                "MartletBroker", "MartletClient", "MartletSimulatorKit", "MartletTestSupport", "CMartletAllocationCounter",
+                "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletMetadataQuorum", "MartletController",
+                "MartletStorage", "MartletBroker", "MartletClient", "MartletSimulatorKit", "MartletTestSupport", "CMartletAllocationCounter",
                 nioCore, nioPosix,
                 .product(name: "NIOEmbedded", package: "swift-nio"), logging,
             ],

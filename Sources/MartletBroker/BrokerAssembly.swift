@@ -2,6 +2,7 @@ package import Logging
 package import MartletController
 internal import MartletKafkaProtocol
 internal import MartletLogModel
+internal import MartletMetadataQuorum
 internal import MartletStorage
 package import MartletTransport
 package import NIOCore
@@ -109,8 +110,10 @@ package struct BrokerAssembly: Sendable {
         guard let cluster = UniversalID(directory.meta.clusterID) else {
             throw BrokerStartError("cluster id '\(directory.meta.clusterID)' in meta.properties is not a valid id")
         }
+        let address = settings.advertised ?? settings.listen
         let controller = try ControllerShell(
             eventLoop: controllerLoop, directory: directory, surroundings: surroundings, nodeID: settings.nodeID,
+            endpoint: Endpoint(name: "CONTROLLER", host: address.host, port: UInt16(clamping: address.port)),
             clusterID: cluster, staticValues: settings.values, logger: logger)
         try register(settings, directory: directory, controller: controller, cluster: cluster)
         return controller

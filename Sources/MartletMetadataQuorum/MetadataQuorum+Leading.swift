@@ -57,9 +57,7 @@ extension MetadataQuorum {
     }
 
     mutating func propose(_ id: ProposalID, _ batch: LogBatch, _ turn: inout Turn) {
-        guard var leadership, leadership.isReady,
-            leadership.proposals.count < QuorumLimits.waitingProposalLimit
-        else {
+        guard acceptsProposal, var leadership else {
             turn.effects.append(.refused(id, leaderAddress))
             return
         }

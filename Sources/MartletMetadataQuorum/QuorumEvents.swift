@@ -32,20 +32,6 @@ package struct FlushGeneration: Hashable, Sendable {
     package init(rawValue: UInt64) { self.rawValue = rawValue }
 }
 
-/// Content of the file `quorum-state`.
-package struct QuorumStateFile: Hashable, Sendable {
-    package var epoch: LeaderEpoch
-    package var vote: ReplicaKey?
-    /// For a quick return to the leader after a restart; nothing depends on it.
-    package var leaderID: BrokerID?
-
-    package init(epoch: LeaderEpoch, vote: ReplicaKey? = nil, leaderID: BrokerID? = nil) {
-        self.epoch = epoch
-        self.vote = vote
-        self.leaderID = leaderID
-    }
-}
-
 /// What the core must be told. All of it has happened.
 package enum QuorumEvent: Hashable, Sendable {
     /// Time has passed; see ``MetadataQuorum/nextDeadline``.

@@ -44,6 +44,12 @@ extension MetadataQuorum {
     /// Whether proposals are taken now.
     package var isReady: Bool { leadership?.isReady ?? false }
 
+    /// Whether the next proposal is appended: this node leads, and not too many wait for their commit.
+    package var acceptsProposal: Bool {
+        guard let leadership else { return false }
+        return leadership.isReady && leadership.proposals.count < QuorumLimits.waitingProposalLimit
+    }
+
     /// When ``QuorumEvent/ticked`` is due at the latest; `nil` if only other events can change anything.
     package var nextDeadline: Instant? {
         switch state {

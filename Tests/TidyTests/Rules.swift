@@ -50,7 +50,7 @@ enum Rules {
             // L4
             "MartletBroker": system.union(collections).union(nio).union([
                 "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletReplication",
-                "MartletController", "MartletCoordinators", "MartletStorage", "MartletTransport",
+                "MartletMetadataQuorum", "MartletController", "MartletCoordinators", "MartletStorage", "MartletTransport",
                 "CMartletPlatform", "Logging", "ServiceLifecycle",
             ]),
             "MartletClient": system.union(collections).union(nio).union([

@@ -1,5 +1,6 @@
 package import MartletKafkaProtocol
 package import MartletLogModel
+package import MartletMetadataQuorum
 internal import MartletRecordBatch
 package import MartletStorage
 package import NIOCore
@@ -23,7 +24,11 @@ package enum MetadataLog {
     package struct Loaded {
         /// With the offset of each record.
         package var records: [(record: MetadataRecord, offset: Offset)] = []
-        package var snapshotEnd: Offset?
+        package var snapshot: LogPosition?
+        /// What the snapshot says of the voters; `nil` for those of before the quorum.
+        package var snapshotMembership: QuorumMembership?
+        /// Control records of the log behind the snapshot.
+        package var controlBatches: [RecoveredQuorum.ControlBatchAt] = []
     }
 
     /// Newest snapshot, if any, then the log behind it.
@@ -32,14 +37,21 @@ package enum MetadataLog {
     ) throws -> Loaded {
         var loaded = Loaded()
         if let snapshot = try newestSnapshot(in: log.folder, disk: disk) {
-            loaded.snapshotEnd = snapshot.end
-            for record in try records(in: snapshot.bytes) {
+            loaded.snapshot = snapshot.id
+            let batches = try ControlBatch.split(snapshot.bytes)
+            guard batches.last?.controlRecords == [.snapshotFooter] else {
+                throw MetadataLogError(
+                    description: "the snapshot at \(snapshot.id.offset) in \(log.folder) is cut short; restore the file")
+            }
+            for batch in batches {
                 // The snapshot covers everything below its end; its records count as of the last offset covered.
-                loaded.records.append((record.record, Offset(snapshot.end.rawValue - 1)))
+                let offset = Offset(snapshot.id.offset.rawValue - 1)
+                for (record, _) in try records(in: batch) { loaded.records.append((record, offset)) }
+                loaded.snapshotMembership = membership(loaded.snapshotMembership, batch.controlRecords)
             }
         }
-        var next = max(log.logStartOffset, loaded.snapshotEnd ?? log.logStartOffset)
-        if let end = loaded.snapshotEnd, log.logStartOffset > end {
+        var next = max(log.logStartOffset, loaded.snapshot?.offset ?? log.logStartOffset)
+        if let end = loaded.snapshot?.offset, log.logStartOffset > end {
             throw MetadataLogError(
                 description: "the metadata log starts at \(log.logStartOffset), beyond its newest snapshot at \(end)")
         }
@@ -51,31 +63,40 @@ package enum MetadataLog {
             }
             var bytes = ByteBuffer()
             _ = try region.read(into: &bytes, nonBlocking: false)
-            for (record, offset) in try records(in: bytes) where offset >= next {
-                loaded.records.append((record, offset))
+            for batch in try ControlBatch.split(bytes) where batch.endOffset > next {
+                for (record, offset) in try records(in: batch) where offset >= next {
+                    loaded.records.append((record, offset))
+                }
+                if !batch.controlRecords.isEmpty {
+                    loaded.controlBatches.append(.init(offset: batch.baseOffset, records: batch.controlRecords))
+                }
             }
             next = region.nextOffset
         }
         return loaded
     }
 
-    private static func records(in bytes: ByteBuffer) throws -> [(record: MetadataRecord, offset: Offset)] {
-        var rest = bytes
+    private static func records(in batch: LogBatch) throws -> [(record: MetadataRecord, offset: Offset)] {
+        guard batch.controlRecords.isEmpty, let bytes = batch.bytes else { return [] }
         var result: [(record: MetadataRecord, offset: Offset)] = []
-        while rest.readableBytes > 0 {
-            let header = try RecordBatchHeader(reading: rest)
-            guard let batch = rest.readSlice(length: header.totalByteCount) else {
-                throw MetadataLogError(description: "a batch of the metadata log is cut short")
-            }
-            _ = try RecordBatchValidator.checkHeader(batch, limits: .stored)
-            guard !header.isControl else { continue }
-            var iterator = try RecordIterator(batch)
-            while let view = try iterator.next() {
-                guard let value = view.value else { continue }
-                result.append((try MetadataRecord(reading: value), view.offset))
-            }
+        var iterator = try RecordIterator(bytes)
+        while let view = try iterator.next() {
+            guard let value = view.value else { continue }
+            result.append((try MetadataRecord(reading: value), view.offset))
         }
         return result
+    }
+
+    private static func membership(_ known: QuorumMembership?, _ records: [ControlRecord]) -> QuorumMembership? {
+        var found = known
+        for record in records {
+            switch record {
+            case .version(let version): found = QuorumMembership(version: version, voters: found?.voters ?? VoterSet([]))
+            case .voters(let voters): found = QuorumMembership(version: found?.version ?? 0, voters: voters)
+            case .leaderChange, .snapshotHeader, .snapshotFooter, .other: break
+            }
+        }
+        return found
     }
 
     /// One batch with these records, to be appended as a whole.
@@ -99,17 +120,19 @@ package enum MetadataLog {
         return String(repeating: "0", count: max(0, width - digits.utf8.count)) + digits
     }
 
-    private static func snapshotEnd(of name: String) -> Offset? {
+    private static func snapshotID(of name: String) -> LogPosition? {
         let suffix = ".checkpoint"
         guard name.hasSuffix(suffix) else { return nil }
         let parts = name.dropLast(suffix.count).split(separator: "-")
-        guard parts.count == 2, parts[0].count == 20, parts[1].count == 10, let end = Int64(parts[0]) else { return nil }
-        return Offset(end)
+        guard parts.count == 2, parts[0].count == 20, parts[1].count == 10, let end = Int64(parts[0]), end > 0,
+            let epoch = Int32(parts[1])
+        else { return nil }
+        return LogPosition(offset: Offset(end), epoch: LeaderEpoch(epoch))
     }
 
     private static func newestSnapshot(
         in folder: String, disk: AnyDisk
-    ) throws -> (end: Offset, bytes: ByteBuffer)? {
+    ) throws -> (id: LogPosition, bytes: ByteBuffer)? {
         let names: [String]
         do throws(DiskError) {
             names = try disk.list(folder)
@@ -117,34 +140,25 @@ package enum MetadataLog {
             if error.kind == .notFound { return nil }
             throw error
         }
-        let newest = names.compactMap { name in snapshotEnd(of: name).map { ($0, name) } }.max { $0.0 < $1.0 }
-        guard let (end, name) = newest else { return nil }
+        let newest = names.compactMap { name in snapshotID(of: name).map { ($0, name) } }.max { $0.0.offset < $1.0.offset }
+        guard let (id, name) = newest else { return nil }
         guard let bytes = try disk.readAll(folder + "/" + name, limit: Int(Int32.max)) else { return nil }
-        return (end, bytes)
+        return (id, bytes)
     }
 
-    /// Encodes a snapshot: header control record, data, footer control record (KIP-630).
-    package static func snapshot(_ records: [MetadataRecord], now: Timestamp, epoch: LeaderEpoch) throws -> ByteBuffer {
+    /// Encodes a snapshot: header, voters where they are in the log (KIP-853), data, footer (KIP-630).
+    package static func snapshot(
+        _ records: [MetadataRecord], membership: QuorumMembership, now: Timestamp, epoch: LeaderEpoch
+    ) throws -> ByteBuffer {
         var bytes = ByteBuffer()
         var offset: Int64 = 0
-        func control(_ type: Int16, _ body: some KafkaMessage) throws {
-            var key = ByteBuffer()
-            key.writeInteger(Int16(0))
-            key.writeInteger(type)
-            var writer = ProtocolWriter()
-            try body.encode(into: &writer, version: 0)
-            var builder = RecordBatchBuilder()
-            try builder.append(key: key, value: writer.buffer, timestamp: now.rawValue)
-            var options = RecordBatchBuilder.Options()
-            options.isControl = true
-            options.baseOffset = offset
-            options.partitionLeaderEpoch = epoch.rawValue
-            bytes.writeImmutableBuffer(try builder.build(options))
-            offset += 1
+        func control(_ records: [ControlRecord]) throws {
+            bytes.writeImmutableBuffer(
+                try ControlBatch.encode(records, at: Offset(offset), epoch: epoch, timestamp: now))
+            offset += Int64(records.count)
         }
-        var header = SnapshotHeaderRecord()
-        header.lastContainedLogTimestamp = now.rawValue
-        try control(3, header)
+        try control([.snapshotHeader(lastTimestamp: now)])
+        if membership.version > 0 { try control([.version(membership.version), .voters(membership.voters)]) }
         var index = 0
         while index < records.count {
             var builder = RecordBatchBuilder()
@@ -159,14 +173,14 @@ package enum MetadataLog {
             offset += Int64(end - index)
             index = end
         }
-        try control(4, SnapshotFooterRecord())
+        try control([.snapshotFooter])
         return bytes
     }
 
     /// Removes snapshots older than the one that ends at `newest`.
     package static func removeSnapshots(before newest: Offset, in folder: String, disk: AnyDisk) throws(DiskError) {
         for name in try disk.list(folder) {
-            if let end = snapshotEnd(of: name), end < newest { try disk.remove(folder + "/" + name) }
+            if let id = snapshotID(of: name), id.offset < newest { try disk.remove(folder + "/" + name) }
         }
     }
 }
