@@ -168,8 +168,12 @@ extension Disk {
             do throws(DiskError) {
                 try syncDirectory(parent)
             } catch {
-                // Somebody else's directory, which we may pass through and not read: nor did we make this one in it.
-                guard error.kind == .denied else { throw error }
+                switch error.kind {
+                // Somebody else's directory, which we may pass through and not read, or a file system that nobody writes
+                // to (squashfs, erofs), with ours mounted in it: nor did we make this one there.
+                case .denied, .unsupported, .readOnly: break
+                default: throw error
+                }
             }
             return
         } catch {

@@ -421,4 +421,18 @@ import Testing
         #expect(fresh.recovery.movedAside?.hasSuffix(".stray0") == true)
         #expect(try second.list("/data").allSatisfy { $0.utf8.count <= 255 })
     }
+
+    @Test(arguments: [DiskError.Kind.denied, .unsupported, .readOnly])
+    func `a directory opens in a parent that cannot be flushed`(kind: DiskError.Kind) throws {
+        let disk = SimulatedDisk()
+        try Fixture.directory(disk).close(clean: true, brokerEpoch: 1)
+        disk.fail(.syncDirectory, kind)
+        try Fixture.directory(disk).close(clean: true, brokerEpoch: 1)
+        // A medium that fails is another matter, and so is a parent in which the directory has just been made.
+        disk.fail(.syncDirectory, .inputOutput)
+        #expect(throws: StorageError.self) { try Fixture.directory(disk) }
+        let empty = SimulatedDisk()
+        empty.fail(.syncDirectory, kind, count: 2)
+        #expect(throws: StorageError.self) { try Fixture.directory(empty) }
+    }
 }
