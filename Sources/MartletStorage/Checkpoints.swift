@@ -15,6 +15,8 @@ package final class PartitionCheckpoint: Sendable {
     private let highWatermarkValue: Atomic<Int64>
     private let compactedEndValue: Atomic<Int64>
     private let installedEndValue = Atomic<Int64>(0)
+    /// Cuts of the log so far. ``compactedEnd`` changes under its lock.
+    private let cuts = Guarded(0)
     private let isCleanValue: Atomic<Bool>
     private let isDeletedValue = Atomic(false)
 
@@ -46,9 +48,15 @@ package final class PartitionCheckpoint: Sendable {
 
     /// Compaction may have left gaps between offsets before this, and nowhere else.
     package var compactedEnd: Offset { Offset(compactedEndValue.load(ordering: .acquiring)) }
-    func raiseCompactedEnd(_ offset: Offset) {
-        _ = compactedEndValue.max(offset.rawValue, ordering: .acquiringAndReleasing)
+    /// For a pass that was planned at `cutCount`: after a cut it says nothing about what is there.
+    func raiseCompactedEnd(_ offset: Offset, cutCount: Int) {
+        cuts.withLock { count in
+            guard count == cutCount else { return }
+            _ = compactedEndValue.max(offset.rawValue, ordering: .acquiringAndReleasing)
+        }
     }
+    /// Rises with each cut: a pass that was planned before has read another log.
+    var cutCount: Int { cuts.withLock { $0 } }
 
     /// A pass of compaction up to here is complete, as far as this process has seen to it: a log that was closed and is
     /// opened again need not begin anew. Not ``compactedEnd``, which is raised before the first file of a pass is
@@ -80,17 +88,25 @@ package final class PartitionCheckpoint: Sendable {
         proposedLogStartValue.store(offset.rawValue, ordering: .releasing)
         durableLogStartValue.store(offset.rawValue, ordering: .releasing)
     }
-    /// For ``PartitionLog/truncate(to:)``.
-    func lowerInstalledEnd(to offset: Offset) {
-        _ = installedEndValue.min(offset.rawValue, ordering: .acquiringAndReleasing)
+    /// The log ends there now, on disk as well: what will be written behind it has no gaps. True when that is to be
+    /// made durable before anything is.
+    func logWasCut(to end: Offset) -> Bool {
+        cuts.withLock { count in
+            count += 1
+            _ = installedEndValue.min(end.rawValue, ordering: .acquiringAndReleasing)
+            return compactedEndValue.min(end.rawValue, ordering: .acquiringAndReleasing).oldValue > end.rawValue
+        }
     }
     /// For ``PartitionLog/restart(at:)``: an empty log that starts there, and nothing known of before.
     func restart(at start: Offset) {
         lowerLogStart(to: start)
         setRecoveryPoint(start)
         highWatermarkValue.store(start.rawValue, ordering: .releasing)
-        compactedEndValue.store(start.rawValue, ordering: .releasing)
-        installedEndValue.store(start.rawValue, ordering: .releasing)
+        cuts.withLock { count in
+            count += 1
+            compactedEndValue.store(start.rawValue, ordering: .releasing)
+            installedEndValue.store(start.rawValue, ordering: .releasing)
+        }
     }
 }
 

@@ -41,7 +41,7 @@ package struct CompactionPlan<D: Disk>: Sendable {
     let producerMarkerEpochs: [Int64: Int16]
     /// Aborted transactions with records or marker in the sources.
     let aborted: [AbortedTransaction]
-    /// ``PartitionLog/cutCount`` of the log that this is about.
+    /// ``PartitionCheckpoint/cutCount`` of the log that this is about.
     let cutCount: Int
 
     /// Two independent 64-bit hashes keyed per process: no two keys of a topic collide by chance (2⁻¹²⁸ a
@@ -95,7 +95,7 @@ package struct CompactionPlan<D: Disk>: Sendable {
             }
             // Gaps are damage unless it is on record that compaction may have made them: that first.
             if !rewritten.isEmpty {
-                checkpoint.raiseCompactedEnd(covered)
+                checkpoint.raiseCompactedEnd(covered, cutCount: cutCount)
                 try directory.writeCheckpoints()
             }
         } catch {
@@ -458,7 +458,7 @@ extension PartitionLog {
             now: now, deleteRetention: configuration.deleteRetentionMilliseconds,
             indexInterval: configuration.indexIntervalBytes, keyLimit: keyLimit,
             producerLastOffsets: producers.lastOffsets, producerMarkerEpochs: producers.markerEpochs,
-            aborted: aborted, cutCount: cutCount)
+            aborted: aborted, cutCount: checkpoint.cutCount)
     }
 
     /// The pass failed or is not wanted any more; its files go away at the next start.
@@ -469,7 +469,7 @@ extension PartitionLog {
     package func installCompaction(_ result: CompactionResult<D>, now: Timestamp) throws(StorageError) {
         precondition(compactionIsUnderWay, "installCompaction without planCompaction")
         compactionIsUnderWay = false
-        guard result.cutCount == cutCount else {
+        guard result.cutCount == checkpoint.cutCount else {
             do throws(DiskError) {
                 for rewritten in result.rewritten { try disk.removeIfPresent(rewritten.cleanedPath) }
             } catch {

@@ -145,6 +145,13 @@ struct DirtySet<D: Disk> {
         }
     }
 
+    func hasReplacement(_ path: String) -> Bool {
+        items.contains {
+            if case .replace(let known, _) = $0.item { return known == path }
+            return false
+        }
+    }
+
     /// Drops a small file that is not to be written any more because it is deleted.
     mutating func forgetReplacement(_ path: String) {
         items.removeAll {

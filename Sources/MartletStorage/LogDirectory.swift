@@ -51,8 +51,8 @@ package final class LogDirectory<D: Disk>: Sendable {
     /// 0 ok, 1 full, 2 failed: the hot path's copy of `stateValue`.
     private let stateCode: Atomic<UInt8>
     private let reserveHeld: Atomic<Bool>
-    /// Serialises the writers of the checkpoint files.
-    /// Holds what was written last: unchanged files are not written again.
+    /// Serialises the writers of the checkpoint files and holds what was written last: unchanged files are not written
+    /// again.
     private let checkpointWriter = Guarded<[String: ByteBuffer]>([:])
 
     private static var lockName: String { ".lock" }
@@ -140,7 +140,7 @@ package final class LogDirectory<D: Disk>: Sendable {
         let lacksLogStarts = logStarts == nil && (compactedEnds ?? recoveryPoints ?? highWatermarks) != nil
         let lacksCompactedEnds = compactedEnds == nil && (recoveryPoints ?? highWatermarks) != nil
         let isClean = mark != nil && recoveryPoints != nil
-        let known = [recoveryPoints, logStarts, highWatermarks].flatMap { $0?.keys.map(\.self) ?? [] }
+        let known = [recoveryPoints, logStarts, highWatermarks, compactedEnds].flatMap { $0?.keys.map(\.self) ?? [] }
         for partition in Set(known) {
             let recoveryPoint = recoveryPoints?[partition] ?? .zero
             table.checkpoints[partition] = PartitionCheckpoint(

@@ -81,15 +81,17 @@ extension PartitionLog {
                 throw StorageError.offline(
                     topicPartition, detail: "no segments in \(folder), but offsets up to \(known) were written")
             }
-            try removeSnapshots(present)
+            try removeLeftovers(present)
             try disk.syncDirectory(folder)
             setEnds(known, flushed: known)
+            try forgetGapsBehindEnd()
             return
         }
         if first.baseOffset > logStartOffset {
             try judgeMissingStart(first.baseOffset)
-            if damage == nil { try removeSnapshots(present) }
+            if damage == nil { try removeLeftovers(present) }
             try disk.syncDirectory(folder)
+            if damage == nil { try forgetGapsBehindEnd() }
             return
         }
         loadEpochs(try disk.readAll(folder + "/" + LogFileName.leaderEpochCheckpoint, limit: 64 << 20))
@@ -105,6 +107,7 @@ extension PartitionLog {
         try loadProducers(present, indexedEnd: checked.foundMarkers ? recoveryPoint : logEndOffset, now: now)
         if checked.raisesRecoveryPoint, unflushedAborted == nil { checkpoint.setRecoveryPoint(logEndOffset) }
         guard damage == nil else { return }
+        try forgetGapsBehindEnd()
         try rebuildMissingIndexes(present)
         if leaderEpochs != storedEpochs { markEpochsDirty() }
         // A crash may have come between the log start's way to the disk and the files' way out of the log.
@@ -255,9 +258,11 @@ extension PartitionLog {
         return position
     }
 
-    /// Finds largest timestamp and index entries of the last segment anew after its end was cut.
-    func reindexLastSegment() throws {
-        guard let segment = segments.last else { return }
+    /// Finds largest timestamp and index entries of the last segment anew after its end was cut. Returns where its last
+    /// batch ends.
+    @discardableResult
+    func reindexLastSegment() throws -> Offset {
+        guard let segment = segments.last else { return logStartOffset }
         let (size, end, firstAppend) = (segment.size, segment.endOffset, segment.firstAppend)
         let reached = try segment.walk(
             from: try walkStart(in: segment, before: Offset(Int64.max)), to: size, now: segment.lastAppend,
@@ -266,8 +271,10 @@ extension PartitionLog {
         guard reached == size else {
             throw try view(of: segment).damaged(topicPartition, at: segment.endOffset, position: reached)
         }
+        let found = segment.endOffset
         segment.endOffset = end
         segment.firstAppend = size > 0 ? firstAppend : nil
+        return found
     }
 
     private func firstTimestamp(of segment: Segment<D>, now: Timestamp) throws -> Timestamp {
@@ -569,6 +576,7 @@ extension PartitionLog {
     /// `martlet log repair`. Blocks on the disk.
     package func repair() throws(StorageError) {
         guard let damage else { return }
+        var cutEnd = damage.offset
         do {
             // Segments behind the damage are not in the list: find them again.
             for name in try disk.list(folder) {
@@ -579,27 +587,38 @@ extension PartitionLog {
                 }
             }
             if let active = segments.last {
-                try cut(toSegment: segments.count - 1, position: active.size, end: damage.offset)
+                // Before the damage compaction may have left a gap, and no start takes a log that ends in one.
+                cutEnd = min(cutEnd, try reindexLastSegment())
+                active.endOffset = cutEnd
+                try cut(toSegment: segments.count - 1, position: active.size, end: cutEnd)
                 try reindexLastSegment()
             }
             try disk.syncDirectory(folder)
+            try forgetEpochs(from: cutEnd)
         } catch let error as DiskError {
             throw directory.record(error)
         } catch {
             throw .offline(topicPartition, detail: "\(error)")
         }
         self.damage = nil
-        if let first = segments.first, logStartOffset > damage.offset {
+        if let first = segments.first, logStartOffset > cutEnd {
             // No log reaches to the start on record: better to show what is there than to hide it.
             logStartOffset = first.baseOffset
             checkpoint.lowerLogStart(to: first.baseOffset)
         }
-        let end = max(damage.offset, logStartOffset)
-        leaderEpochs.truncate(toEnd: end)
+        let end = max(cutEnd, logStartOffset)
         setEnds(end, flushed: end)
+        compactedEnd = min(compactedEnd, end)
+        _ = checkpoint.logWasCut(to: end)
         // Beside a follower's cut the one place where a recovery point falls: on an operator's word.
         checkpoint.setRecoveryPoint(end)
         try directory.writeCheckpoints()
+    }
+
+    /// A crash may have come between a cut and the checkpoint file that was to know of it. What will be written there has
+    /// no gaps: one would be a segment that a crash took.
+    private func forgetGapsBehindEnd() throws(StorageError) {
+        if checkpoint.logWasCut(to: logEndOffset) { try directory.writeCheckpoints() }
     }
 
     // MARK: Interrupted work
@@ -624,9 +643,10 @@ extension PartitionLog {
 
     // MARK: Producers
 
-    /// Snapshots of a log that is lost must not come back when the new one has grown there.
-    private func removeSnapshots(_ names: [String]) throws(DiskError) {
-        for name in names where LogFileName.parse(name)?.kind == LogFileName.producerSnapshot {
+    /// Snapshots and epochs of a log that is lost must not come back when the new one has grown there.
+    private func removeLeftovers(_ names: [String]) throws(DiskError) {
+        for name in names
+        where LogFileName.parse(name)?.kind == LogFileName.producerSnapshot || name == LogFileName.leaderEpochCheckpoint {
             try disk.removeIfPresent(folder + "/" + name)
         }
     }

@@ -47,8 +47,6 @@ package final class PartitionLog<D: Disk> {
     /// Closed segments with open files, the one used last at the end.
     var openSealed: [Segment<D>] = []
     var compactionIsUnderWay = false
-    /// Rises with each cut: a pass that was planned before has read another log.
-    var cutCount = 0
     /// Everything before this was compacted by this process; a start begins anew.
     var compactedEnd = Offset.zero
     /// Flush sequence that makes the folder's newest names durable.

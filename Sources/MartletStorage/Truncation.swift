@@ -12,10 +12,17 @@ extension PartitionLog {
         if leaderEpochs.assign(epoch, startOffset: logEndOffset), folderExists { markEpochsDirty() }
     }
 
-    private func forgetEpochs(from end: Offset) {
-        let before = leaderEpochs
-        leaderEpochs.truncate(toEnd: end)
-        if leaderEpochs != before, folderExists { markEpochsDirty() }
+    /// Durable when it returns: to a recovery, batches of older epochs behind where the file says that an epoch began
+    /// are damage, and the next leader's history may have such.
+    func forgetEpochs(from end: Offset) throws(DiskError) {
+        let path = folder + "/" + LogFileName.leaderEpochCheckpoint
+        var kept = leaderEpochs
+        kept.truncate(toEnd: end)
+        if folderExists, kept != leaderEpochs || dirty.hasReplacement(path) {
+            try disk.replaceAtomically(path, with: kept.encode())
+            dirty.forgetReplacement(path)
+        }
+        leaderEpochs = kept
     }
 
     /// A follower's cut: removes everything from `end` on, because the leader has something else there
@@ -27,31 +34,43 @@ extension PartitionLog {
         guard damage == nil else { return }
         guard end < writtenEndOffset else {
             // An epoch that began here and wrote nothing.
-            forgetEpochs(from: end)
+            do {
+                try forgetEpochs(from: end)
+            } catch {
+                throw directory.record(error)
+            }
             return
         }
         let index = segmentIndex(for: end)
         let segment = segments[index]
-        var cutEnd = end
+        // Where what is left ends: behind it compaction may have left a gap, and no start takes a log that ends in one.
+        var cutEnd = min(end, segment.baseOffset)
         do {
             var position = 0
             if end > segment.baseOffset {
                 let view = try self.view(of: segment)
                 var scanner = BatchScanner(view.file, end: segment.size, nonBlocking: false)
-                position = try view.startPosition(for: end, scanner: &scanner, nonBlocking: false) ?? 0
+                if checkpoint.compactedEnd <= segment.baseOffset {
+                    position = try view.startPosition(for: end, scanner: &scanner, nonBlocking: false) ?? 0
+                }
+                if position > 0, let header = try scanner.header(at: position) { cutEnd = Offset(header.baseOffset) }
+                // A cut inside a batch takes the whole batch.
                 while position < segment.size, let header = try scanner.header(at: position),
                     header.lastOffset < end.rawValue
                 {
                     position += header.totalByteCount
+                    cutEnd = Offset(header.lastOffset + 1)
                 }
-                // A cut inside a batch takes the whole batch.
-                if let header = try scanner.header(at: position) { cutEnd = min(end, Offset(header.baseOffset)) }
             }
+            // Nothing is left of what was not deleted.
+            if cutEnd < logStartOffset { return try restart(at: logStartOffset) }
             // First the promise that the disk has more, or a crash in between looks like damage.
             if cutEnd < checkpoint.recoveryPoint {
                 checkpoint.setRecoveryPoint(cutEnd)
                 try directory.writeCheckpoints()
             }
+            // A crash in between: recovery learns them again from the batches.
+            try forgetEpochs(from: cutEnd)
             for offset in snapshotOffsets where offset > cutEnd.rawValue {
                 try disk.removeIfPresent(folder + "/" + LogFileName.make(offset, LogFileName.producerSnapshot))
             }
@@ -68,13 +87,11 @@ extension PartitionLog {
         } catch {
             throw .offline(topicPartition, detail: "\(error)")
         }
-        cutCount += 1
         compactedEnd = min(compactedEnd, cutEnd)
-        checkpoint.lowerInstalledEnd(to: cutEnd)
+        let loweredCompactedEnd = checkpoint.logWasCut(to: cutEnd)
         snapshotOffsets.removeAll { $0 > cutEnd.rawValue }
         uncommittedMarkers.removeAll { $0.lastOffset >= cutEnd.rawValue }
         recent.removeAll()
-        forgetEpochs(from: cutEnd)
         let flushed = min(flushedEndOffset, cutEnd)
         setEnds(cutEnd, flushed: flushed)
         checkpoint.setRecoveryPoint(flushed)
@@ -87,6 +104,7 @@ extension PartitionLog {
         } catch {
             throw .offline(topicPartition, detail: "\(error)")
         }
+        if loweredCompactedEnd { try directory.writeCheckpoints() }
     }
 
     /// A follower's new beginning: nothing that the log has is the leader's any more, so all of it goes, and the log is
@@ -102,6 +120,8 @@ extension PartitionLog {
                 checkpoint.setRecoveryPoint(promised)
                 try directory.writeCheckpoints()
             }
+            // A crash in between: recovery learns them again from the batches.
+            try forgetEpochs(from: .zero)
             // Whole segments, from the end: what a crash leaves has no hole and reaches to the log start, or is empty.
             for segment in segments.reversed() {
                 forget(segment)
@@ -112,12 +132,6 @@ extension PartitionLog {
             for offset in snapshotOffsets {
                 try disk.removeIfPresent(folder + "/" + LogFileName.make(offset, LogFileName.producerSnapshot))
             }
-            leaderEpochs = LeaderEpochCache()
-            if folderExists {
-                try disk.replaceAtomically(
-                    folder + "/" + LogFileName.leaderEpochCheckpoint, with: leaderEpochs.encode())
-                dirty.forgetReplacement(folder + "/" + LogFileName.leaderEpochCheckpoint)
-            }
         } catch let error as DiskError {
             throw directory.record(error)
         } catch let error as StorageError {
@@ -125,7 +139,6 @@ extension PartitionLog {
         } catch {
             throw .offline(topicPartition, detail: "\(error)")
         }
-        cutCount += 1
         compactedEnd = start
         unflushedAborted = nil
         snapshotOffsets = []
