@@ -94,7 +94,8 @@ extension JoinGroupRequest {
     /// given in the first of two steps.
     func memberByteCount(_ client: ClientIdentity, isFirstStep: Bool) -> Int {
         if isFirstStep { return MemberBytes.perPendingMember }
-        let idByteCount = memberID.isEmpty ? MemberBytes.perPendingMember : memberID.utf8.count
+        let idByteCount =
+            memberID.isEmpty ? MemberID.byteCount(prefix: groupInstanceID ?? client.clientID) : memberID.utf8.count
         let names =
             idByteCount + (groupInstanceID?.utf8.count ?? 0) + client.clientID.utf8.count + client.host.utf8.count
         return MemberBytes.perMember + names + protocols.byteCount

@@ -1,5 +1,5 @@
 package import MartletLogModel
-import NIOCore
+package import NIOCore
 import Synchronization
 
 /// Condition of a log directory (promise 4: states with a clear error, not crashes).
@@ -408,14 +408,19 @@ package final class LogDirectory<D: Disk>: Sendable {
     ) throws(DiskError) {
         if written[name] == content { return }
         written[name] = nil
-        do {
-            try disk.replaceAtomically(path + "/" + name, with: content)
-        } catch {
-            // One more try with the reserve: checkpoints go on when the disk is full.
-            guard error.kind == .noSpace, releaseReserve() else { throw error }
-            try disk.replaceAtomically(path + "/" + name, with: content)
-        }
+        try replaceAtomically(path + "/" + name, with: content)
         written[name] = content
+    }
+
+    /// ``Disk/replaceAtomically(_:with:)`` for small files that go on being written when the disk is full: if there is no
+    /// space, once more with the reserve.
+    package func replaceAtomically(_ filePath: String, with content: ByteBuffer) throws(DiskError) {
+        do {
+            try disk.replaceAtomically(filePath, with: content)
+        } catch {
+            guard error.kind == .noSpace, releaseReserve() else { throw error }
+            try disk.replaceAtomically(filePath, with: content)
+        }
     }
 
     /// Writes all checkpoints and, if `clean`, the mark that spares the next start any recovery. All logs

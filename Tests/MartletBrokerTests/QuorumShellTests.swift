@@ -15,10 +15,10 @@ import Testing
         disk.content(Self.statePath).flatMap { QuorumStateFile(decoding: ByteBuffer(bytes: $0)) }
     }
 
-    private func createTopic(_ name: String, on broker: SteppedBroker) throws -> Int16? {
+    private func createTopic(_ name: String, partitions: Int32 = 1, on broker: SteppedBroker) throws -> Int16? {
         var topic = CreateTopicsRequest.CreatableTopic()
         topic.name = name
-        topic.numPartitions = 1
+        topic.numPartitions = partitions
         topic.replicationFactor = 1
         var request = CreateTopicsRequest()
         request.topics = [topic]
@@ -39,6 +39,48 @@ import Testing
             #expect(state(disk)?.vote?.id == BrokerID(0))
             try broker.stop()
         }
+    }
+
+    @Test func `a directory that is not the voter of its log is refused with its remedy`() throws {
+        let disk = SimulatedDisk()
+        try SteppedBroker(folder: "/data", disk: disk).stop()
+        let path = "/data/" + MetaProperties.fileName
+        let text = String(decoding: try #require(disk.content(path)), as: UTF8.self)
+        let changed = text.split(separator: "\n").map {
+            $0.hasPrefix("directory.id=") ? "directory.id=\(UniversalID(high: 7, low: 7))" : String($0)
+        }
+        disk.setContent(path, Array((changed.joined(separator: "\n") + "\n").utf8))
+        let error = #expect(throws: MetadataLogError.self) { try SteppedBroker(folder: "/data", disk: disk) }
+        #expect(error?.description.contains("directory.id in meta.properties") == true)
+        disk.setContent(path, Array(text.utf8))
+        try SteppedBroker(folder: "/data", disk: disk).stop()
+    }
+
+    @Test func `a start goes on with the reserve when the disk is full`() throws {
+        let disk = SimulatedDisk()
+        let reserveBytes = 1 << 20
+        try SteppedBroker(folder: "/data", disk: disk, reserveBytes: reserveBytes).stop()
+        // How many files a start makes before this one.
+        let copy = disk.crashed(seed: 1)
+        let earlier = copy.trace.count
+        try SteppedBroker(folder: "/data", disk: copy, reserveBytes: reserveBytes).stop()
+        let created = copy.trace.dropFirst(earlier).filter { $0.contains(" create ") }
+        let index = try #require(created.firstIndex { $0.contains(QuorumStateFile.name) })
+        disk.fail(.create, .noSpace, skipping: index - created.startIndex)
+        try SteppedBroker(folder: "/data", disk: disk, reserveBytes: reserveBytes).stop()
+        #expect(state(disk)?.epoch == LeaderEpoch(2))
+    }
+
+    @Test func `a snapshot whose forerunners cannot be removed ends nothing`() throws {
+        let disk = SimulatedDisk()
+        let broker = try SteppedBroker(folder: "/data", disk: disk)
+        for index in 0..<5 { #expect(try createTopic("t\(index)", partitions: 9_990, on: broker) == 0) }
+        disk.fail(.list, .inputOutput)
+        #expect(try createTopic("t5", partitions: 9_990, on: broker) == 0)
+        disk.clearFaults()
+        #expect(disk.trace.contains { $0.contains(".checkpoint") }, "no snapshot was taken")
+        #expect(try createTopic("last", on: broker) == 0)
+        try broker.stop()
     }
 
     @Test func `a damaged state file is refused with its remedy`() throws {

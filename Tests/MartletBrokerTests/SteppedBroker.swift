@@ -23,10 +23,11 @@ final class SteppedBroker {
     var loop: BrokerLoop { assembly.loops[0] }
 
     init(
-        _ settings: [String: String] = [:], folder: String, disk: some Disk = PosixDisk(), workPool: (any WorkQueue)? = nil
+        _ settings: [String: String] = [:], folder: String, disk: some Disk = PosixDisk(), workPool: (any WorkQueue)? = nil,
+        reserveBytes: Int = 0
     ) throws {
         var broker = BrokerSettings(listen: .init(host: "127.0.0.1", port: 0), dataDirectory: folder)
-        broker.reserveBytes = 0
+        broker.reserveBytes = reserveBytes
         for (key, value) in settings.sorted(by: { $0.key < $1.key }) { try broker.set(key, value, origin: "test") }
         let queue = InlineQueue()
         let surroundings = Surroundings(

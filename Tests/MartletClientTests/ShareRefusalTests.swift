@@ -25,6 +25,18 @@ import Testing
         }
     }
 
+    /// Carried out, and refused all the same.
+    private static func refused(_ code: ErrorCode) -> Proxy.Reaction {
+        .changing(ShareAcknowledgeRequest.self) { _ in
+        } answer: { response in
+            for topic in response.responses.indices {
+                for item in response.responses[topic].partitions.indices {
+                    response.responses[topic].partitions[item].errorCode = code.rawValue
+                }
+            }
+        }
+    }
+
     private static func refusedFetch(_ code: ErrorCode, isCarriedOut: Bool = false) -> Proxy.Reaction {
         .changing(ShareFetchRequest.self) { request in
             guard !isCarriedOut else { return }
@@ -90,16 +102,42 @@ import Testing
         }
     }
 
-    @Test func `acknowledgements are sent five times and no more`() async throws {
-        try await run(3, partitions: 1) { broker in
-            let consumer = try await member(broker) { $0.mode = .explicit }
+    @Test func `acknowledgements are sent again as long as locks last, and no longer`() async throws {
+        try await run(3, partitions: 1, Self.shortLock) { broker in
+            let consumer = try await member(broker) {
+                $0.mode = .explicit
+                $0.client.retryBackoff = .milliseconds(10)
+            }
             for record in try await taken(consumer) { try consumer.acknowledge(record) }
             broker.proxy.always(.shareAcknowledge, Self.unwritten)
             await #expect { try await consumer.commit() } throws: {
                 ($0 as? ClientError)?.brokerCode == .coordinatorNotAvailable
             }
-            #expect(broker.proxy.count(.shareAcknowledge) == 5)
+            #expect(broker.proxy.count(.shareAcknowledge) > 5)
             broker.proxy.always(.shareAcknowledge, nil)
+            try await consumer.close()
+        }
+    }
+
+    @Test func `what was accepted is told although the poll that accepts it fails`() async throws {
+        try await run(3, partitions: 1) { broker in
+            let consumer = try await member(broker)
+            #expect(try await read(consumer, 3).count == 3)
+            broker.proxy.always(
+                .shareGroupHeartbeat,
+                .answer { header in
+                    var response = ShareGroupHeartbeatResponse()
+                    response.errorCode = ErrorCode.groupAuthorizationFailed.rawValue
+                    return try response.frame(version: header.apiVersion, correlationID: header.correlationID)
+                })
+            let count = broker.proxy.count(.shareGroupHeartbeat)
+            let proxy = broker.proxy
+            try await until { proxy.count(.shareGroupHeartbeat) > count }
+            await #expect(throws: ClientError.self) {
+                while true { _ = try await consumer.poll(timeout: .zero) }
+            }
+            try await expectDone(broker, partitions: 1)
+            broker.proxy.always(.shareGroupHeartbeat, nil)
             try await consumer.close()
         }
     }
@@ -128,10 +166,12 @@ import Testing
             let consumer = try await member(broker) { $0.fetchMaximumWait = .seconds(1) }
             #expect(try await first(consumer).count == 3)
             let proxy = broker.proxy
-            let before = proxy.count(.shareFetch)
+            let before = proxy.count(.shareFetch) + proxy.count(.shareAcknowledge)
+            // With the fetch of this poll, or alone if one of the poll before is still on its way.
             proxy.always(.shareFetch, Self.refusedFetch(.invalidRecordState, isCarriedOut: true))
+            proxy.always(.shareAcknowledge, Self.refused(.invalidRecordState))
             #expect(try await consumer.poll(timeout: .milliseconds(20)).isEmpty)
-            try await until { proxy.count(.shareFetch) > before }
+            try await until { proxy.count(.shareFetch) + proxy.count(.shareAcknowledge) > before }
             await #expect { try await consumer.close() } throws: {
                 ($0 as? ClientError)?.brokerCode == .invalidRecordState
             }

@@ -114,6 +114,26 @@ import Testing
         #expect(harness.code("g", .join("m", ["t"])) == .none)
     }
 
+    @Test func `a static member that starts again takes no more room than it has`() {
+        let harness = harness()
+        let place = ShardHarness.Join(instance: "i")
+        let joined = harness.joined(harness.join("g", place))
+        #expect(joined?.errorCode == 0)
+        #expect(harness.syncCode(harness.sync("g", joined?.memberID ?? "", 1)) == ErrorCode.none)
+        harness.memberBytesElsewhere = Self.limit
+        #expect(harness.joinCode(harness.join("g", place)) == ErrorCode.none)
+        #expect(harness.joinCode(harness.join("g", ShardHarness.Join(instance: "j"))) == .groupMaxSizeReached)
+    }
+
+    @Test func `ids given out and not used yet make no room for an assignment`() {
+        let harness = harness()
+        let joined = harness.joinTwice("g")
+        for _ in 0..<60 { _ = harness.join("g") }
+        let bytes = String(repeating: "a", count: Self.part)
+        let sync = harness.sync("g", joined.member, 1, assignments: [joined.member: bytes])
+        #expect(harness.syncCode(sync) == .groupMaxSizeReached)
+    }
+
     @Test func `ids given out and not used yet count`() {
         let harness = harness()
         var refusedCount = 0

@@ -7,11 +7,11 @@ import Testing
 
 @Suite struct CrashTests {
     /// Workloads per test; each is crashed after every operation.
-    static let workloads: UInt64 = isLong ? 60 : 3
+    static let workloads: UInt64 = isLong ? 30 : 3
     /// First seed; every failure names its own. `MARTLET_SEED=n` looks elsewhere.
     static let base = environment("MARTLET_SEED").flatMap { UInt64($0) } ?? 0
     /// Images drawn per crash point beyond the two extremes.
-    static let imagesPerPoint: UInt64 = isLong ? 10 : 1
+    static let imagesPerPoint: UInt64 = isLong ? 4 : 1
     /// Crash after each operation, or (each workload elsewhere) after every so many of them.
     static let stride = isLong ? 1 : 4
 

@@ -397,6 +397,16 @@ import Testing
         expect([], history(one + [operation(1, other)], isComplete: true))
         // Refused for certain: the lock was over.
         expect([.notDelivered], history(one + [operation(1, .failed, other)], isComplete: true))
+        // Answers that were lost may have given it out, up to the limit; those of another partition cannot, nor those of
+        // before it was sent.
+        func lost(_ place: Place, at times: ClosedRange<Int64>) -> [MartletChecker.Operation] {
+            let step = Step.acquired(group: "s", place, first: 0, last: -1, count: 0, lockMilliseconds: 1)
+            return (0..<5).map { _ in operation(1, .unknown, transaction: false, at: times, [step]) }
+        }
+        let sent = operation(3, at: 700...900, .send(there, value: 2, offset: 0))
+        expect([], history(one + [sent] + lost(there, at: 800...900), isComplete: true))
+        expect([.notDelivered], history(one + [sent] + lost(here, at: 800...900), isComplete: true))
+        expect([.notDelivered], history(one + [sent] + lost(there, at: 500...600), isComplete: true))
         // Another topic.
         expect([], history([joined, operation(9, poll((Place("u", 0), 0, 1)))], isComplete: true))
     }

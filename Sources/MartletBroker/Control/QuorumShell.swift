@@ -35,6 +35,8 @@ final class QuorumShell: @unchecked Sendable {
     private var timer: (deadline: Instant, task: Scheduled<Void>)?
     private var isClosing = false
     private var closePromise: EventLoopPromise<Void>?
+    /// What the device refused last.
+    private var failure: String?
 
     /// Everything below the offset is committed.
     var advanced: (Offset) -> Void = { _ in }
@@ -78,10 +80,15 @@ final class QuorumShell: @unchecked Sendable {
     /// Takes part; a quorum of one leads when this returns. Blocks on the device; before serving.
     func start() throws {
         handle(.ticked)
-        guard core.isReady else {
+        guard !core.isReady else { return }
+        let known = core.snapshot()
+        guard known.isVoter || known.role == .halted else {
             throw MetadataLogError(
-                description: "the metadata log cannot be written: \(log.directory.state); see the log above")
+                description: "this directory is not the voter that the metadata log knows: directory.id in "
+                    + "\(MetaProperties.fileName) is not what it was; restore that file")
         }
+        throw MetadataLogError(
+            description: "the metadata log cannot be written: \(failure ?? "\(log.directory.state)")")
     }
 
     /// From here on the device is not waited for.
@@ -128,6 +135,7 @@ final class QuorumShell: @unchecked Sendable {
                     try execute(effect)
                 } catch {
                     logger.critical("metadata log cannot be written", metadata: ["cause": "\(error)"])
+                    failure = "\(error)"
                     events.append(.storageFailed)
                     break
                 }
@@ -162,9 +170,9 @@ final class QuorumShell: @unchecked Sendable {
             if waitsForDevice { startFlush() } else { eventLoop.execute { self.startFlush() } }
         case .persist(let file, let version): persist(file, version)
         case .advanceHighWatermark(let end): advanced(end)
-        case .advanceLogStart(let snapshot): try advanceLogStart(to: snapshot.offset)
+        case .advanceLogStart(let snapshot): tidy { try advanceLogStart(to: snapshot.offset) }
         case .removeSnapshots(let snapshot):
-            try MetadataLog.removeSnapshots(before: snapshot.offset, in: log.folder, disk: disk)
+            tidy { try MetadataLog.removeSnapshots(before: snapshot.offset, in: log.folder, disk: disk) }
         case .halt(let cause): halted(cause)
         case .leaderChanged(let leader, let epoch):
             logger.debug(
@@ -224,6 +232,7 @@ final class QuorumShell: @unchecked Sendable {
         log.flushCompleted(result)
         if let cause = result.failure {
             logger.critical("metadata log cannot be flushed", metadata: ["cause": "\(cause)"])
+            failure = "\(cause)"
             handle(.storageFailed)
         } else if let generation {
             handle(.flushed(upTo: log.flushedEndOffset, generation))
@@ -233,25 +242,30 @@ final class QuorumShell: @unchecked Sendable {
     }
 
     private func persist(_ file: QuorumStateFile, _ version: StateVersion) {
-        let (disk, folder, bytes) = (disk, log.folder, file.encode())
-        let write: @Sendable () -> QuorumEvent = { [logger] in
+        let (disk, directory, folder, bytes) = (disk, log.directory, log.folder, file.encode())
+        let write: @Sendable () -> (event: QuorumEvent, failure: String?) = { [logger] in
             do throws(DiskError) {
                 try disk.createDirectories(folder)
-                try disk.replaceAtomically(folder + "/" + QuorumStateFile.name, with: bytes)
-                return .persisted(version)
+                try directory.replaceAtomically(folder + "/" + QuorumStateFile.name, with: bytes)
+                return (.persisted(version), nil)
             } catch {
                 logger.critical("\(QuorumStateFile.name) cannot be written", metadata: ["cause": "\(error)"])
-                return .storageFailed
+                return (.storageFailed, "\(error)")
             }
         }
         if waitsForDevice {
-            handle(write())
+            persisted(write())
         } else {
             flushPool.submit { _ in
-                let event = write()
-                self.eventLoop.execute { if !self.isClosing { self.handle(event) } }
+                let outcome = write()
+                self.eventLoop.execute { if !self.isClosing { self.persisted(outcome) } }
             }
         }
+    }
+
+    private func persisted(_ outcome: (event: QuorumEvent, failure: String?)) {
+        failure = outcome.failure ?? failure
+        handle(outcome.event)
     }
 
     // MARK: Snapshots
@@ -263,10 +277,19 @@ final class QuorumShell: @unchecked Sendable {
         let id = LogPosition(offset: highWatermark, epoch: core.epoch(before: highWatermark))
         let bytes = try MetadataLog.snapshot(
             records, membership: core.membership(asOf: id.offset), now: clock.wallTime, epoch: id.epoch)
-        try disk.replaceAtomically(
+        try log.directory.replaceAtomically(
             log.folder + "/" + MetadataLog.snapshotName(end: id.offset, epoch: id.epoch), with: bytes)
         handle(.snapshotTaken(id))
         return (id.offset, bytes.readableBytes)
+    }
+
+    /// What fails here leaves more behind than is needed, and is done again after the next snapshot.
+    private func tidy(_ work: () throws -> Void) {
+        do {
+            try work()
+        } catch {
+            logger.error("what a metadata snapshot replaces was not removed", metadata: ["cause": "\(error)"])
+        }
     }
 
     private func advanceLogStart(to start: Offset) throws {

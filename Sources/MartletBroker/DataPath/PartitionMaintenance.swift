@@ -112,10 +112,16 @@ extension Partition {
         let loop = self.loop
         let finished = NIOLoopBound(done, eventLoop: loop.eventLoop)
         let start = loop.eventLoop.now
-        loop.services.workPool.submit { _ in
-            let outcome = Result { () throws(StorageError) in try plan.run() }
+        loop.services.workPool.submit { state in
+            // A stopping broker does not rewrite gigabytes first.
+            let outcome =
+                state == .active ? Result { () throws(StorageError) in try plan.run() } : nil
             loop.post { loop in
-                self.compactionFinished(outcome, after: loop.eventLoop.now - start)
+                if let outcome {
+                    self.compactionFinished(outcome, after: loop.eventLoop.now - start)
+                } else {
+                    self.maintenanceRunning = false
+                }
                 finished.value()
             }
         }

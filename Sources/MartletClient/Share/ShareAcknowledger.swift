@@ -18,8 +18,18 @@ final class ShareAcknowledger {
         var unwritten: [SharePlace: ShareAcknowledgementResult] = [:]
     }
 
-    /// How often acknowledgements are sent that the broker cannot write down; the locks go on ending meanwhile.
-    private static let attemptLimit = 5
+    /// Attempts to tell the same acknowledgements.
+    struct Repetition {
+        /// When the first one was made.
+        fileprivate var start = NIODeadline.now()
+        fileprivate var attempt = 1
+
+        fileprivate var next: Repetition { Repetition(start: start, attempt: attempt + 1) }
+    }
+
+    /// For how long acknowledgements are repeated that the broker cannot write down, before it has said how long its locks
+    /// last: no longer than they can be held.
+    private static let usualLockTimeout = Duration.seconds(30)
     /// Longest wait for the answer to the end of a session; the broker ends it by itself with the connection.
     private static let endLimit = Duration.seconds(5)
 
@@ -193,7 +203,7 @@ final class ShareAcknowledger {
 
     private func send(
         _ batches: Batches, _ node: ShareNode, isFinal: Bool = false, isRenewal: Bool = false,
-        attempt: Int = 1, completion: @escaping Completion
+        repetition: Repetition = Repetition(), completion: @escaping Completion
     ) {
         guard node.session.isOpen else { return completion(lost(batches, node, isRenewal: isRenewal)) }
         node.occupy()
@@ -209,32 +219,39 @@ final class ShareAcknowledger {
             let verdict = self.judge(result, batches, node, isFinal: isFinal, isRenewal: isRenewal)
             self.settle(
                 verdict, batches, node, isRenewal: isRenewal,
-                attempt: isFinal ? Self.attemptLimit : attempt, completion: completion)
+                repetition: isFinal ? nil : repetition, completion: completion)
         }
     }
 
     /// Notes what became of acknowledgements, and sends again, after a pause, what the broker could not write down.
+    ///
+    /// - Parameter repetition: `nil`: nothing is sent again.
     func settle(
-        _ verdict: Verdict, _ batches: Batches, _ node: ShareNode, isRenewal: Bool = false, attempt: Int = 1,
-        completion: @escaping Completion
+        _ verdict: Verdict, _ batches: Batches, _ node: ShareNode, isRenewal: Bool = false,
+        repetition: Repetition? = Repetition(), completion: @escaping Completion
     ) {
         var verdict = verdict
-        if attempt >= Self.attemptLimit {
+        var next: (repetition: Repetition, pause: TimeAmount)?
+        let pause = repetition.map { TimeAmount(engine.retryBackoff.pause(after: $0.attempt)) }
+        let limit = TimeAmount(buffer.lockTimeout ?? Self.usualLockTimeout)
+        if let repetition, let pause, .now() + pause < repetition.start + limit {
+            next = (repetition.next, pause)
+        } else {
             verdict.results += verdict.unwritten.sorted { $0.key < $1.key }.map(\.value)
             verdict.unwritten = [:]
         }
         let outcome = verdict.results
         note(outcome, isRenewal: isRenewal)
         free(node)
-        guard !verdict.unwritten.isEmpty else { return completion(outcome) }
+        guard let next, !verdict.unwritten.isEmpty else { return completion(outcome) }
         let number = node.number
         let rest = batches.filter { verdict.unwritten[$0.key] != nil }
-        engine.loop.assumeIsolated().scheduleTask(in: TimeAmount(engine.retryBackoff.pause(after: attempt))) {
+        engine.loop.assumeIsolated().scheduleTask(in: next.pause) {
             node.whenIdle {
                 guard node.number == number else {
                     return completion(outcome + self.lost(rest, node, isRenewal: isRenewal))
                 }
-                self.send(rest, node, isRenewal: isRenewal, attempt: attempt + 1) { completion(outcome + $0) }
+                self.send(rest, node, isRenewal: isRenewal, repetition: next.repetition) { completion(outcome + $0) }
             }
         }
     }
@@ -272,6 +289,9 @@ final class ShareAcknowledger {
             response = answer.response
         }
         node.failureCount = 0
+        if response.acquisitionLockTimeoutMs > 0 {
+            buffer.setLockTimeout(.milliseconds(Int64(response.acquisitionLockTimeoutMs)))
+        }
         for endpoint in response.nodeEndpoints {
             engine.add(nodeID: endpoint.nodeID, host: endpoint.host, port: endpoint.port, rack: endpoint.rack)
         }
@@ -379,7 +399,9 @@ final class ShareAcknowledger {
 
     /// Keeps results for the polling task; a refusal is worth a line, since it means that work is done twice.
     private func note(_ results: [ShareAcknowledgementResult], isRenewal: Bool = false) {
-        if !isRenewal { buffer.note(results) }
+        // What becomes of a renewal is told to whoever asked for it; the records are still held.
+        guard !isRenewal else { return }
+        buffer.note(results)
         for result in results {
             guard let error = result.error else { continue }
             engine.logger.notice(

@@ -56,9 +56,16 @@ final class ShareBuffer: Sendable {
     /// What a poll finds.
     enum Found {
         case error(ClientError)
-        /// `tells`: something was said that brokers should hear now.
-        case records([SharedRecord], tells: Bool)
+        case records([SharedRecord])
         case nothing
+
+        func records() throws(ClientError) -> [SharedRecord] {
+            switch self {
+            case .error(let error): throw error
+            case .records(let records): records
+            case .nothing: []
+            }
+        }
     }
 
     func subscribe() throws(ClientError) {
@@ -124,7 +131,7 @@ final class ShareBuffer: Sendable {
             guard !records.isEmpty else { return state.failure.map { .error($0) } ?? .nothing }
             // What was refused until now concerns earlier records.
             state.refusal = nil
-            return .records(records, tells: !state.answered.isEmpty)
+            return .records(records)
         }
     }
 

@@ -81,14 +81,13 @@ public final class ShareConsumer: Sendable {
         defer { if !isFirst { engine.loop.execute { fetcher.want(false) } } }
         while true {
             try Task.checkCancellation()
-            switch buffer.take(limit: limit) {
-            case .error(let error):
-                throw error
-            case .records(let records, let tells):
-                if tells, isFirst { engine.loop.execute { fetcher.acknowledger.tell() } }
-                return records
-            case .nothing:
+            let found = buffer.take(limit: limit)
+            if case .nothing = found {
                 try requireReading()
+            } else {
+                // No fetch takes along what was said before this poll.
+                if isFirst { engine.loop.execute { fetcher.acknowledger.tell() } }
+                return try found.records()
             }
             let now = NIODeadline.now()
             guard isFirst || now < deadline else { return [] }

@@ -488,7 +488,7 @@ struct ClassicGroup {
             return prepareRebalance(
                 "the assignment has \(byteCount) bytes, more than a record takes", leaderID, &outbox)
         }
-        guard outbox.hasRoom(forMemberBytes: held - memberByteCount) else {
+        guard outbox.hasRoom(forMemberBytes: held - max(members.byteCount, persistedByteCount)) else {
             dropSyncs(.groupMaxSizeReached, &outbox)
             return prepareRebalance(
                 "the assignment has no room among the \(outbox.configuration.memberBytesLimit) bytes of all members of this broker's groups",

@@ -141,6 +141,8 @@ package struct SharePartition: Sendable {
                     deliveryCount: batch.deliveryCount))
         }
         _ = moveStart()
+        // What the start moved over was written as settled.
+        settledOffset = self.startOffset
     }
 
     // MARK: Reading

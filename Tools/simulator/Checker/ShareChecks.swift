@@ -35,8 +35,8 @@ enum ShareChecks {
 
     static func check(_ history: History, _ log: ObservedLog) -> [Finding] {
         var stories: [Source: [Int64: Story]] = [:]
-        /// Times of answers that were lost, by group.
-        var lost: [String: [Int64]] = [:]
+        /// Times of lost answers that may have given out records.
+        var lost: [Source: [Int64]] = [:]
         /// Ends of sessions, by group and process.
         var ends: [String: [Int: [(start: Int64, end: Int64)]]] = [:]
         /// Topics that each group reads, whether anything came or not.
@@ -47,8 +47,8 @@ enum ShareChecks {
                     topics[group, default: []].insert(place.topic)
                 }
                 switch step {
-                case .acquired(let group, _, _, _, _, _) where operation.outcome != .succeeded:
-                    lost[group, default: []].append(operation.end)
+                case .acquired(let group, let place, _, _, _, _) where operation.outcome != .succeeded:
+                    lost[Source(group: group, place: place), default: []].append(operation.end)
                 case .acquired(let group, let place, let first, let last, let count, let lock) where first <= last:
                     let acquisition = Acquisition(
                         process: operation.process, operation: index, start: operation.start, end: operation.end,
@@ -85,23 +85,36 @@ enum ShareChecks {
             }
         }
         guard history.isComplete else { return findings }
+        let sent = timesOfSending(history, log)
         for (group, names) in topics.sorted(by: { $0.key < $1.key }) {
             for place in log.visibleOffsets.keys.sorted() where names.contains(place.topic) {
-                let records = stories[Source(group: group, place: place)] ?? [:]
-                findings += notDelivered(group, place, records, lost[group] ?? [], log)
+                let source = Source(group: group, place: place)
+                findings += notDelivered(
+                    group, place, stories[source] ?? [:], lost[source] ?? [], sent[place] ?? [:], log)
             }
         }
         return findings
     }
 
+    /// When each record that was read began to be sent.
+    private static func timesOfSending(_ history: History, _ log: ObservedLog) -> [Place: [Int64: Int64]] {
+        var times: [Place: [Int64: Int64]] = [:]
+        for (key, sightings) in log.sightings {
+            guard let time = log.senders[key]?.map({ history.operations[$0].start }).min() else { continue }
+            for sighting in sightings { times[sighting.place, default: [:]][sighting.offset] = time }
+        }
+        return times
+    }
+
     /// Records that the group should have been done with at the end, also of a partition that it was never given.
     private static func notDelivered(
-        _ group: String, _ place: Place, _ records: [Int64: Story], _ lost: [Int64], _ log: ObservedLog
+        _ group: String, _ place: Place, _ records: [Int64: Story], _ lost: [Int64], _ sent: [Int64: Int64],
+        _ log: ObservedLog
     ) -> [Finding] {
         var findings: [Finding] = []
         for offset in log.visibleOffsets[place] ?? [] {
             let story = records[offset] ?? Story()
-            let began = story.acquisitions.first?.end ?? .min
+            let began = story.acquisitions.first?.end ?? sent[offset] ?? .min
             guard !story.isDone(unknownDeliveries: lost.count { $0 >= began }) else { continue }
             let reader = log.sightings.values.joined().first { $0.place == place && $0.offset == offset }
             findings.append(

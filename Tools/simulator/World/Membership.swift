@@ -254,7 +254,7 @@ final class ClassicMembership: Membership {
                 memberID = answer.memberID
                 // A static member keeps its place in a generation that it did not join in time, with what it said of
                 // itself before: what it was given since may be another's in it (KIP-345, KIP-429).
-                if epoch >= 0, answer.generationID > max(epoch, joinedGeneration) + 1 { beginTenure() }
+                if style.isStatic, epoch >= 0, answer.generationID > max(epoch, joinedGeneration) + 1 { beginTenure() }
                 joinedGeneration = answer.generationID
                 return await sync(answer, leaving)
             case .memberIDRequired:

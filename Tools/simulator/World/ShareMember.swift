@@ -43,8 +43,8 @@ final class ShareMember: Client, @unchecked Sendable {
 
     override var endsWithThePlay: Bool { false }
 
-    /// Nothing has come for so long that locks have run out meanwhile.
-    var isIdle: Bool { world.now - lastDelivery > 12_000_000_000 }
+    /// It is a member, and nothing has come for so long that locks have run out meanwhile.
+    var isIdle: Bool { memberEpoch > 0 && world.now - lastDelivery > 12_000_000_000 }
 
     override func run() async {
         await pause(0...3_000)
@@ -113,7 +113,7 @@ final class ShareMember: Client, @unchecked Sendable {
             switch ErrorCode(rawValue: answer.errorCode) {
             case .none:
                 // From here on the group is to be done with everything in the topic at the end.
-                if memberEpoch == 0 { world.record(process, since: start, .succeeded, [nothingAcquired]) }
+                if memberEpoch == 0 { world.record(process, since: start, .succeeded, [nothingAcquired(of: 0)]) }
                 memberEpoch = answer.memberEpoch
                 lastBeat = start
                 nextBeat = world.now + Self.heartbeatInterval
@@ -139,8 +139,8 @@ final class ShareMember: Client, @unchecked Sendable {
 
     // MARK: Records
 
-    private var nothingAcquired: Step {
-        .acquired(group: group, Place(topic, 0), first: 0, last: -1, count: 0, lockMilliseconds: 0)
+    private func nothingAcquired(of partition: Int32) -> Step {
+        .acquired(group: group, Place(topic, Int(partition)), first: 0, last: -1, count: 0, lockMilliseconds: 0)
     }
 
     private func work() async {
@@ -182,7 +182,7 @@ final class ShareMember: Client, @unchecked Sendable {
             if case .malformed(let cause) = error { world.fail("malformed-response", "ShareFetch: \(cause)") }
             record(carried, start) { _ in .unknown }
             guard case .refused = error else {
-                return world.record(process, since: start, .unknown, [nothingAcquired])
+                return world.record(process, since: start, .unknown, assigned.map(nothingAcquired))
             }
             return
         }

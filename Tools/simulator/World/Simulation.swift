@@ -326,7 +326,7 @@ package enum Simulation {
                 world.fail("stuck-partition", "not stable after healing; read up to \(positions.joined(separator: ", "))")
             }
             for place in unreadPlaces { world.fail("stuck-group", place) }
-            if !shareMembers.allSatisfy(\.isIdle) { world.fail("stuck-share-group", "records are still delivered") }
+            if !shareMembers.allSatisfy(\.isIdle) { world.fail("stuck-share-group", "records are still delivered, or a member cannot join") }
             if temporaryReader?.isAtEnd == false { world.fail("stuck-partition", "the topic created last cannot be read") }
             if producing > 0 { world.fail("stuck-producer", "\(producing) have not ended") }
         }
