@@ -15,10 +15,10 @@ import Testing
         disk.content(Self.statePath).flatMap { QuorumStateFile(decoding: ByteBuffer(bytes: $0)) }
     }
 
-    private func createTopic(_ name: String, partitions: Int32 = 1, on broker: SteppedBroker) throws -> Int16? {
+    private func createTopic(_ name: String, on broker: SteppedBroker) throws -> Int16? {
         var topic = CreateTopicsRequest.CreatableTopic()
         topic.name = name
-        topic.numPartitions = partitions
+        topic.numPartitions = 1
         topic.replicationFactor = 1
         var request = CreateTopicsRequest()
         request.topics = [topic]
@@ -69,18 +69,6 @@ import Testing
         disk.fail(.create, .noSpace, skipping: index - created.startIndex)
         try SteppedBroker(folder: "/data", disk: disk, reserveBytes: reserveBytes).stop()
         #expect(state(disk)?.epoch == LeaderEpoch(2))
-    }
-
-    @Test func `a snapshot whose forerunners cannot be removed ends nothing`() throws {
-        let disk = SimulatedDisk()
-        let broker = try SteppedBroker(folder: "/data", disk: disk)
-        for index in 0..<5 { #expect(try createTopic("t\(index)", partitions: 9_990, on: broker) == 0) }
-        disk.fail(.list, .inputOutput)
-        #expect(try createTopic("t5", partitions: 9_990, on: broker) == 0)
-        disk.clearFaults()
-        #expect(disk.trace.contains { $0.contains(".checkpoint") }, "no snapshot was taken")
-        #expect(try createTopic("last", on: broker) == 0)
-        try broker.stop()
     }
 
     @Test func `a damaged state file is refused with its remedy`() throws {
