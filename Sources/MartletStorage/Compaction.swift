@@ -100,7 +100,7 @@ package struct CompactionPlan<D: Disk>: Sendable {
             }
         } catch {
             // On a full disk the half-done files would take the room that others wait for.
-            for source in sources { try directory.disk.removeIfPresent(cleanedPath(of: source)) }
+            for path in sources.flatMap(cleanedPaths) { try directory.disk.removeIfPresent(path) }
             throw error
         }
         return CompactionResult(
@@ -155,8 +155,11 @@ package struct CompactionPlan<D: Disk>: Sendable {
         return try RecordIterator(bytes, decompressor: decompressor)
     }
 
-    private func cleanedPath(of source: Source) -> String {
-        folder + "/" + LogFileName.make(source.baseOffset.rawValue, LogFileName.log) + LogFileName.cleanedSuffix
+    /// The log file first.
+    private func cleanedPaths(of source: Source) -> [String] {
+        [LogFileName.log, LogFileName.offsetIndex, LogFileName.timeIndex].map {
+            folder + "/" + LogFileName.make(source.baseOffset.rawValue, $0) + LogFileName.cleanedSuffix
+        }
     }
 
     /// Nil when nothing would change.
@@ -164,10 +167,12 @@ package struct CompactionPlan<D: Disk>: Sendable {
         _ source: Source, latest: [KeyHash: Int64], covered: Offset, transactions: inout CompactedTransactions,
         _ decompressor: RecordDecompressor
     ) throws -> CompactionResult<D>.Rewritten? {
-        let path = cleanedPath(of: source)
-        let file = SegmentFile<D>(try directory.disk.open(path, .create), path: path)
+        let paths = cleanedPaths(of: source)
+        let file = SegmentFile<D>(try directory.disk.open(paths[0], .create), path: paths[0])
         try file.file.truncate(to: 0)
-        var output = SegmentOutput(file: file, base: source.baseOffset.rawValue, indexInterval: indexInterval)
+        let indexed = Segment(disk: directory.disk, folder: folder, baseOffset: source.baseOffset, size: 0, lastAppend: now)
+        try indexed.startTemporaryIndexes(LogFileName.cleanedSuffix)
+        var output = SegmentOutput(file: file, indexed: indexed, indexInterval: indexInterval)
         var changed = false
         var scanner = BatchScanner(source.file, end: source.size, nonBlocking: false)
         var position = 0
@@ -201,14 +206,13 @@ package struct CompactionPlan<D: Disk>: Sendable {
             position += header.totalByteCount
         }
         guard changed else {
-            try directory.disk.removeIfPresent(path)
+            for path in paths { try directory.disk.removeIfPresent(path) }
             return nil
         }
         try output.finish()
-        try file.file.sync()
         return CompactionResult.Rewritten(
-            baseOffset: source.baseOffset, sourceSize: source.size, cleanedPath: path, size: output.size,
-            maximum: output.maximum, indexes: output.indexes)
+            baseOffset: source.baseOffset, sourceSize: source.size, cleanedPaths: paths, size: output.size,
+            maximum: indexed.maximum, indexes: indexed.indexes)
     }
 
     private enum Fate {
@@ -333,37 +337,42 @@ private struct CompactedTransactions {
 /// Writes the batches of a rewritten segment, gathering them into few calls.
 private struct SegmentOutput<D: Disk> {
     let file: SegmentFile<D>
-    let base: Int64
+    /// Holds the indexes; no segment of any log.
+    let indexed: Segment<D>
     let indexInterval: Int
     private(set) var size = 0
-    private(set) var maximum: TimeIndexEntry?
-    private(set) var indexes = SegmentIndexes()
     private var waiting: [ByteBuffer] = []
     private var waitingBytes = 0
     private static var gatherBytes: Int { 1 << 20 }
 
-    init(file: SegmentFile<D>, base: Int64, indexInterval: Int) {
+    init(file: SegmentFile<D>, indexed: Segment<D>, indexInterval: Int) {
         self.file = file
-        self.base = base
+        self.indexed = indexed
         self.indexInterval = indexInterval
     }
 
     mutating func append(_ batch: ByteBuffer, _ header: RecordBatchHeader) throws {
-        if header.maxTimestamp > maximum?.timestamp ?? -1 {
-            maximum = TimeIndexEntry(
+        let base = indexed.baseOffset.rawValue
+        if header.maxTimestamp > indexed.maximum?.timestamp ?? -1 {
+            indexed.maximum = TimeIndexEntry(
                 timestamp: header.maxTimestamp, relativeOffset: Int32(header.lastOffset - base))
         }
-        indexes.append(
+        indexed.indexes.append(
             lastOffset: header.lastOffset, position: size + waitingBytes, byteCount: batch.readableBytes, base: base,
-            interval: indexInterval, maximum: maximum)
+            interval: indexInterval, maximum: indexed.maximum)
+        if indexed.indexes.pendingOffsets.count >= SegmentIndexes.pendingLimit { try indexed.persistIndexes() }
         waiting.append(batch)
         waitingBytes += batch.readableBytes
         if waitingBytes >= Self.gatherBytes { try flush() }
     }
 
+    /// Log and indexes are durable when it returns, their names aside.
     mutating func finish() throws {
         try flush()
-        if let maximum { indexes.appendTime(maximum) }
+        if let maximum = indexed.maximum { indexed.indexes.appendTime(maximum) }
+        try indexed.persistIndexes()
+        try indexed.syncIndexes()
+        try file.file.sync()
     }
 
     private mutating func flush() throws {
@@ -379,7 +388,8 @@ package struct CompactionResult<D: Disk>: Sendable {
     struct Rewritten: Sendable {
         let baseOffset: Offset
         let sourceSize: Int
-        let cleanedPath: String
+        /// Log file, offset index, time index; of the indexes those that have entries.
+        let cleanedPaths: [String]
         let size: Int
         let maximum: TimeIndexEntry?
         let indexes: SegmentIndexes
@@ -471,7 +481,7 @@ extension PartitionLog {
         compactionIsUnderWay = false
         guard result.cutCount == checkpoint.cutCount else {
             do throws(DiskError) {
-                for rewritten in result.rewritten { try disk.removeIfPresent(rewritten.cleanedPath) }
+                for rewritten in result.rewritten { try removeCleaned(rewritten) }
             } catch {
                 throw directory.record(error)
             }
@@ -487,7 +497,7 @@ extension PartitionLog {
                     let index = segments.firstIndex(where: { $0.baseOffset == rewritten.baseOffset }),
                     index + 1 < segments.count, segments[index].size == rewritten.sourceSize
                 else {
-                    try disk.removeIfPresent(rewritten.cleanedPath)
+                    try removeCleaned(rewritten)
                     continue
                 }
                 try replace(at: index, with: rewritten, now: now)
@@ -520,8 +530,9 @@ extension PartitionLog {
         at index: Int, with rewritten: CompactionResult<D>.Rewritten, now: Timestamp
     ) throws(DiskError) {
         let old = segments[index]
-        forget(old, withTransactionIndex: false)
-        // Index files first: a stale one is found out by the first search, a missing one is made anew.
+        try forget(old, withTransactionIndex: false)
+        // A power cut may keep them all the same: a stale one is found out by the first search. A newer one than the
+        // log would not be, so the new ones take their place when the log's name is durable.
         try disk.removeIfPresent(old.path(LogFileName.offsetIndex))
         try disk.removeIfPresent(old.path(LogFileName.timeIndex))
         let aborted = try old.loadAborted()
@@ -530,7 +541,7 @@ extension PartitionLog {
             // Everything in it is superseded. The first segment stays, empty: its name is the log's start.
             segments.remove(at: index)
             segments[index - 1].endOffset = old.endOffset
-            try disk.removeIfPresent(rewritten.cleanedPath)
+            try removeCleaned(rewritten)
             dirty.forgetReplacement(old.path(LogFileName.transactionIndex))
             try disk.removeIfPresent(old.path(LogFileName.transactionIndex))
             try disk.rename(
@@ -541,7 +552,7 @@ extension PartitionLog {
                     due: now.advanced(byMilliseconds: configuration.fileDeleteDelayMilliseconds)))
             return
         }
-        try disk.rename(rewritten.cleanedPath, to: old.path(LogFileName.log))
+        try disk.rename(rewritten.cleanedPaths[0], to: old.path(LogFileName.log))
         let segment = Segment(
             disk: disk, folder: folder, baseOffset: old.baseOffset, size: rewritten.size, lastAppend: old.lastAppend)
         segment.endOffset = old.endOffset
@@ -550,6 +561,10 @@ extension PartitionLog {
         segment.adopt(rewritten.indexes, maximum: rewritten.maximum)
         if aborted.isWhole { segment.adoptAborted(aborted.entries) }
         segments[index] = segment
-        completeIndexes(of: segment)
+        publishAfterFlush(segment)
+    }
+
+    private func removeCleaned(_ rewritten: CompactionResult<D>.Rewritten) throws(DiskError) {
+        for path in rewritten.cleanedPaths { try disk.removeIfPresent(path) }
     }
 }

@@ -127,42 +127,45 @@ extension PartitionLog {
     package func rebuildIndex(at offset: Offset) throws(ReadError) {
         guard !segments.isEmpty else { return }
         let segment = segments[segmentIndex(for: offset)]
-        let end = segment.endOffset
-        let size = segment.size
+        let (size, end, first, maximum) = (segment.size, segment.endOffset, segment.firstAppend, segment.maximum)
+        defer { (segment.size, segment.endOffset, segment.firstAppend) = (size, end, first) }
         do {
-            try segment.truncateIndexes(toPosition: 0, end: segment.baseOffset)
+            if segment.isSealed {
+                // A start after a crash looks at no index of a segment below the recovery point, so a short one must
+                // not get there.
+                try dropTemporaryIndexes(of: segment)
+                try segment.startTemporaryIndexes(LogFileName.temporarySuffix)
+            } else {
+                try segment.truncateIndexes(toPosition: 0, end: segment.baseOffset)
+            }
         } catch {
             throw .storage(directory.record(error))
         }
-        let first = segment.firstAppend
         segment.maximum = nil
         segment.indexes.lastTime = nil
         segment.indexes.bytesSinceEntry = 0
         segment.endOffset = segment.baseOffset
-        let reached = try segment.walk(
-            from: 0, to: size, now: segment.lastAppend, indexInterval: configuration.indexIntervalBytes,
-            accept: { (_: RecordBatchHeader, _: Int) throws(ReadError) -> Bool in true })
-        segment.size = size
-        segment.endOffset = end
-        segment.firstAppend = first
-        if segment.isSealed { completeIndexes(of: segment) } else { persistIndexes(of: segment) }
-        if segment.isSealed {
-            // A start after a crash looks at no index of a segment below the recovery point.
-            do throws(DiskError) {
-                try segment.indexFile(create: false)?.file.sync()
-                try segment.timeIndexFile(create: false)?.file.sync()
-            } catch {
-                throw .storage(directory.record(error, isFlush: error.operation == "fdatasync"))
+        do throws(ReadError) {
+            let reached = try segment.walk(
+                from: 0, to: size, now: segment.lastAppend, indexInterval: configuration.indexIntervalBytes,
+                accept: { (_: RecordBatchHeader, _: Int) throws(ReadError) -> Bool in true })
+            guard reached == size else {
+                throw .storage(
+                    .corrupt(
+                        topicPartition, offset: offset,
+                        detail: "no valid batch header at byte \(reached) of segment \(segment.baseOffset)"))
             }
-        }
-        guard reached == size else {
+        } catch {
             // What the part that was walked says of the times is not true of the whole.
             discardIndexes(of: segment)
-            segment.unloadIndexes()
-            throw .storage(
-                .corrupt(
-                    topicPartition, offset: offset,
-                    detail: "no valid batch header at byte \(reached) of segment \(segment.baseOffset)"))
+            if segment.isSealed { segment.unloadIndexes() } else { segment.maximum = maximum }
+            throw error
+        }
+        if segment.isSealed {
+            completeIndexes(of: segment)
+            publishAfterFlush(segment)
+        } else {
+            persistIndexes(of: segment)
         }
     }
 

@@ -213,6 +213,7 @@ extension PartitionLog {
                 // Damage in it is for those to know who read there.
                 guard case .storage(let error) = error, error.isDamage else { throw error }
             }
+            try publishNow(segment)
             segment.releaseFiles()
         }
     }
@@ -385,20 +386,11 @@ extension PartitionLog {
 
     /// What survived counts only when it is on the disk: the crash may have been the process's alone, and
     /// pages and names are still only in memory, those of segments that compaction put in others' places among them.
+    /// Index files below the recovery point got their names when they were durable.
     /// Returns false when there was no room for the small files.
     private func makeDurable() throws -> Bool {
         for segment in segments where segment.endOffset > checkpoint.recoveryPoint || segment.openFile != nil {
             dirty.markFile(try segment.file())
-        }
-        // A pass of compaction gives segments new indexes, wherever they lie.
-        for segment in segments.dropLast() where segment.baseOffset < checkpoint.compactedEnd {
-            do throws(DiskError) {
-                try segment.indexFile(create: false)?.file.sync()
-                try segment.timeIndexFile(create: false)?.file.sync()
-            } catch {
-                throw directory.record(error, isFlush: error.operation == "fdatasync")
-            }
-            segment.releaseFiles()
         }
         dirty.markDirectory(folder)
         dirty.markDirectory(directory.path)
@@ -588,6 +580,7 @@ extension PartitionLog {
             }
             if let active = segments.last {
                 // Before the damage compaction may have left a gap, and no start takes a log that ends in one.
+                try dropTemporaryIndexes(of: active)
                 cutEnd = min(cutEnd, try reindexLastSegment())
                 active.endOffset = cutEnd
                 try cut(toSegment: segments.count - 1, position: active.size, end: cutEnd)
@@ -629,7 +622,7 @@ extension PartitionLog {
         var changed = false
         for name in names {
             if name.hasSuffix(LogFileName.deletedSuffix) || name.hasSuffix(LogFileName.cleanedSuffix)
-                || name.hasSuffix(".tmp")
+                || name.hasSuffix(LogFileName.temporarySuffix)
             {
                 try disk.removeIfPresent(folder + "/" + name)
                 changed = true

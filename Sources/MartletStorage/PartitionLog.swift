@@ -51,6 +51,8 @@ package final class PartitionLog<D: Disk> {
     var compactedEnd = Offset.zero
     /// Flush sequence that makes the folder's newest names durable.
     var unflushedNames: UInt64?
+    /// Segments whose indexes take their place when the flush with that sequence has passed.
+    private var waitingIndexes: [(segment: Segment<D>, sequence: UInt64)] = []
     /// Transactions whose markers the high watermark may not have passed yet, by marker.
     var uncommittedMarkers: [CompletedTransaction] = []
     /// Flush sequence that makes the transaction index durable, where it was not written with its markers.
@@ -518,10 +520,58 @@ package final class PartitionLog<D: Disk> {
         }
     }
 
-    func discardIndexes(of segment: Segment<D>) {
+    /// New indexes of a closed segment get their names when a flush has made them durable, and the name of the log
+    /// file that they belong to: a short index, or one of a log file that a power cut takes back, would be trusted.
+    func publishAfterFlush(_ segment: Segment<D>) {
+        guard segment.hasTemporaryIndexes else { return }
+        waitingIndexes.removeAll { $0.segment === segment }
+        waitingIndexes.append((segment, dirty.markDirectory(folder)))
+    }
+
+    private func publishIndexes(flushed sequence: UInt64) {
+        guard !waitingIndexes.isEmpty, !checkpoint.isDeleted else { return }
+        let ready = waitingIndexes.filter { $0.sequence <= sequence }
+        waitingIndexes.removeAll { $0.sequence <= sequence }
+        for (segment, _) in ready {
+            do throws(DiskError) {
+                try segment.publishIndexes()
+            } catch {
+                _ = directory.record(error)
+                discardIndexes(of: segment)
+            }
+        }
+        if !ready.isEmpty { dirty.markDirectory(folder) }
+    }
+
+    /// As ``publishAfterFlush(_:)``, at once: blocks on the disk. The log file's name must be durable.
+    func publishNow(_ segment: Segment<D>) throws(StorageError) {
+        do throws(DiskError) {
+            try segment.syncIndexes()
+            forgetIndexFiles(of: segment)
+            waitingIndexes.removeAll { $0.segment === segment }
+            try segment.publishIndexes()
+            dirty.markDirectory(folder)
+        } catch {
+            throw directory.record(error, isFlush: error.operation == "fdatasync")
+        }
+    }
+
+    func dropTemporaryIndexes(of segment: Segment<D>) throws(DiskError) {
+        guard segment.hasTemporaryIndexes else { return }
+        waitingIndexes.removeAll { $0.segment === segment }
+        forgetIndexFiles(of: segment)
+        try segment.dropTemporaryIndexes()
+    }
+
+    func forgetIndexFiles(of segment: Segment<D>) {
         for file in [segment.openOffsetIndex, segment.openTimeIndex] {
             if let file { dirty.forget(file) }
         }
+    }
+
+    func discardIndexes(of segment: Segment<D>) {
+        waitingIndexes.removeAll { $0.segment === segment }
+        forgetIndexFiles(of: segment)
         do throws(DiskError) {
             try segment.discardIndexes()
         } catch {
@@ -548,10 +598,10 @@ package final class PartitionLog<D: Disk> {
     }
 
     /// The segment's files need no flush any more: they are out of the log, or flushed by other means.
-    func forget(_ segment: Segment<D>, withTransactionIndex: Bool = true) {
-        for file in [segment.openFile, segment.openOffsetIndex, segment.openTimeIndex] {
-            if let file { dirty.forget(file) }
-        }
+    func forget(_ segment: Segment<D>, withTransactionIndex: Bool = true) throws(DiskError) {
+        if let file = segment.openFile { dirty.forget(file) }
+        forgetIndexFiles(of: segment)
+        try dropTemporaryIndexes(of: segment)
         guard withTransactionIndex else { return }
         if let file = segment.openTransactionIndex { dirty.forget(file) }
         dirty.forgetReplacement(segment.path(LogFileName.transactionIndex))
@@ -645,6 +695,7 @@ package final class PartitionLog<D: Disk> {
             return
         }
         dirty.completed(result.sequence, keepingReplacements: result.lacksSmallFiles)
+        publishIndexes(flushed: result.sequence)
         if let names = unflushedNames, names <= result.sequence, !result.lacksSmallFiles { unflushedNames = nil }
         if let aborted = unflushedAborted, aborted <= result.sequence { unflushedAborted = nil }
         // The log may have been cut below the flushed end meanwhile (a follower's truncation).
@@ -669,6 +720,7 @@ package final class PartitionLog<D: Disk> {
         defer {
             for segment in segments { segment.releaseFiles() }
             segments = []
+            waitingIndexes = []
         }
         guard clean, !checkpoint.isDeleted else { return }
         precondition(!flushIsUnderWay, "close during a flush")
@@ -683,11 +735,13 @@ package final class PartitionLog<D: Disk> {
                 writeSnapshot(producers.encode(), at: logEndOffset)
             }
         }
-        if let work = takeFlush() {
+        // The second time for names that the first has made ready.
+        while let work = takeFlush() {
             let result = work.run()
             flushCompleted(result)
             try directory.requireAlive()
             if let failure = result.failure { throw .file(failure) }
+            if result.lacksSmallFiles { break }
         }
         // Without the transaction index or the epochs the next start must look at the batches again.
         if damage == nil, unflushedAborted == nil, dirty.isClean { checkpoint.setClean(true) }

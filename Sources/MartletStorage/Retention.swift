@@ -122,7 +122,7 @@ extension PartitionLog {
         var paths: [String] = []
         do throws(DiskError) {
             for segment in dropped {
-                forget(segment)
+                try forget(segment)
                 segment.releaseFiles()
                 for kind in [
                     LogFileName.log, LogFileName.offsetIndex, LogFileName.timeIndex, LogFileName.transactionIndex,

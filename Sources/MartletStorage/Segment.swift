@@ -32,6 +32,9 @@ final class Segment<D: Disk> {
     /// The last time entry has been read as well.
     private(set) var timesAreLoaded: Bool
     var isSealed = false
+    /// What the names of the index files end in until they are known to be durable; see
+    /// ``PartitionLog/publishAfterFlush(_:)``.
+    private var indexSuffix = ""
     private(set) var openFile: SegmentFile<D>?
     private(set) var openOffsetIndex: SegmentFile<D>?
     private(set) var openTimeIndex: SegmentFile<D>?
@@ -188,10 +191,11 @@ final class Segment<D: Disk> {
         return file
     }
 
-    /// Takes over indexes that a compaction has made.
+    /// Takes over indexes that a compaction has made, in files that are not yet in their place.
     func adopt(_ indexes: SegmentIndexes, maximum: TimeIndexEntry?) {
         self.indexes = indexes
         self.maximum = maximum
+        indexSuffix = LogFileName.cleanedSuffix
         indexesAreLoaded = true
         timesAreLoaded = true
     }
@@ -205,13 +209,67 @@ final class Segment<D: Disk> {
 
     // MARK: Indexes
 
+    /// The time index first: a start makes both anew where the offset index is missing.
+    private static var indexKinds: [String] { [LogFileName.timeIndex, LogFileName.offsetIndex] }
+
+    /// Index files wait beside the place of their names.
+    var hasTemporaryIndexes: Bool { !indexSuffix.isEmpty }
+
+    /// Begins new, empty indexes beside those that are there.
+    func startTemporaryIndexes(_ suffix: String) throws(DiskError) {
+        try dropTemporaryIndexes()
+        releaseIndexFiles()
+        indexes = SegmentIndexes()
+        maximum = nil
+        indexesAreLoaded = true
+        timesAreLoaded = true
+        indexSuffix = suffix
+        for kind in Self.indexKinds { try disk.removeIfPresent(indexPath(kind)) }
+    }
+
+    /// What is in the place of the names counts again, if there is anything.
+    func dropTemporaryIndexes() throws(DiskError) {
+        guard hasTemporaryIndexes else { return }
+        releaseIndexFiles()
+        indexes = SegmentIndexes()
+        unloadIndexes()
+        let paths = Self.indexKinds.map(indexPath)
+        indexSuffix = ""
+        for path in paths { try disk.removeIfPresent(path) }
+    }
+
+    /// Puts temporary indexes, which must be durable, in their place.
+    func publishIndexes() throws(DiskError) {
+        guard hasTemporaryIndexes else { return }
+        releaseIndexFiles()
+        for kind in Self.indexKinds {
+            do throws(DiskError) {
+                try disk.rename(indexPath(kind), to: path(kind))
+            } catch {
+                guard error.kind == .notFound else { throw error }
+                // Without entries there is no file.
+                try disk.removeIfPresent(path(kind))
+            }
+        }
+        indexSuffix = ""
+    }
+
+    func syncIndexes() throws(DiskError) {
+        try indexFile(create: false)?.file.sync()
+        try timeIndexFile(create: false)?.file.sync()
+    }
+
     /// Removes the index files: searches walk the log instead. The largest timestamp stays known.
     func discardIndexes() throws(DiskError) {
         releaseIndexFiles()
         indexes = SegmentIndexes()
         indexesAreLoaded = true
-        for kind in [LogFileName.offsetIndex, LogFileName.timeIndex] { try disk.removeIfPresent(path(kind)) }
+        let paths = Self.indexKinds.flatMap { hasTemporaryIndexes ? [indexPath($0), path($0)] : [path($0)] }
+        indexSuffix = ""
+        for path in paths { try disk.removeIfPresent(path) }
     }
+
+    private func indexPath(_ kind: String) -> String { path(kind) + indexSuffix }
 
     /// Reads the sizes of the index files. Missing or odd files count as shorter ones: a search then walks
     /// more of the log, nothing else.
@@ -251,7 +309,7 @@ final class Segment<D: Disk> {
     }
 
     private func openIndex(_ kind: String, create: Bool) throws(DiskError) -> SegmentFile<D>? {
-        let path = path(kind)
+        let path = indexPath(kind)
         do {
             return SegmentFile<D>(try disk.open(path, create ? .create : .write), path: path)
         } catch {

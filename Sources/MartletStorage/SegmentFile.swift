@@ -24,6 +24,7 @@ package enum LogFileName {
     package static let producerSnapshot = "snapshot"
     package static let deletedSuffix = ".deleted"
     package static let cleanedSuffix = ".cleaned"
+    package static let temporarySuffix = ".tmp"
     package static let leaderEpochCheckpoint = "leader-epoch-checkpoint"
     package static let partitionMetadata = "partition.metadata"
 

@@ -65,7 +65,7 @@ extension PartitionLog {
             // Nothing is left of what was not deleted.
             if cutEnd < logStartOffset { return try restart(at: logStartOffset) }
             // First the promise that the disk has more, or a crash in between looks like damage.
-            if cutEnd < checkpoint.recoveryPoint {
+            if cutEnd < max(checkpoint.recoveryPoint, checkpoint.durableRecoveryPoint) {
                 checkpoint.setRecoveryPoint(cutEnd)
                 try directory.writeCheckpoints()
             }
@@ -75,7 +75,7 @@ extension PartitionLog {
                 try disk.removeIfPresent(folder + "/" + LogFileName.make(offset, LogFileName.producerSnapshot))
             }
             // What is left is flushed by the cut; its size as a closed segment no longer counts.
-            for touched in segments[index...] { forget(touched, withTransactionIndex: touched !== segment) }
+            for touched in segments[index...] { try forget(touched, withTransactionIndex: touched !== segment) }
             try cut(toSegment: index, position: position, end: cutEnd)
             try reindexLastSegment()
             // The cut has flushed the file, but not what counts as flushed.
@@ -116,7 +116,7 @@ extension PartitionLog {
         do {
             // First the promise that the disk has more, or a crash in between looks like damage.
             let promised = min(logStartOffset, start)
-            if checkpoint.recoveryPoint > promised {
+            if max(checkpoint.recoveryPoint, checkpoint.durableRecoveryPoint) > promised {
                 checkpoint.setRecoveryPoint(promised)
                 try directory.writeCheckpoints()
             }
@@ -124,7 +124,7 @@ extension PartitionLog {
             try forgetEpochs(from: .zero)
             // Whole segments, from the end: what a crash leaves has no hole and reaches to the log start, or is empty.
             for segment in segments.reversed() {
-                forget(segment)
+                try forget(segment)
                 try removeFiles(of: segment)
                 segments.removeLast()
                 try disk.syncDirectory(folder)
