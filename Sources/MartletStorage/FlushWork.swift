@@ -77,7 +77,7 @@ package struct FlushResult: Sendable {
     package let endOffset: Offset
     let sequence: UInt64
     /// There was no space for small files that can be derived; they are tried again with the next flush.
-    let lacksSmallFiles: Bool
+    package let lacksSmallFiles: Bool
     package let failure: DiskError?
 
     /// Too many open files: nothing was asked of the disk, and everything stays dirty for another try.

@@ -651,7 +651,10 @@ package final class Partition: @unchecked Sendable {
         }
         log.recordHighWatermark(replica.highWatermark)
         if flushWanted { requestFlush() }
-        if closePromise != nil, !isFlushing { finishClosing() }
+        guard closePromise != nil, !isFlushing else { return }
+        // Small files that there is no room for are found again by the next start; another flush would not write them.
+        if result.lacksSmallFiles { closeClean = false }
+        finishClosing()
     }
 
     /// The appends go on waiting, as long as their producers do.
