@@ -56,7 +56,14 @@ class Membership {
     }
 
     /// The group has gone on without the member for a while: what it held was its own only until then.
-    fileprivate func beginTenure() { lives += 1 }
+    fileprivate func beginTenure() {
+        lives += 1
+        hasMissedGeneration = true
+    }
+
+    fileprivate var hasMissedGeneration = false
+    /// What it has still to give up and what was another's meanwhile.
+    fileprivate var stale: Set<Place> = []
 
     func touch() { nextHeartbeat = 0 }
 
@@ -68,7 +75,7 @@ class Membership {
         guard epoch >= 0 else { return }
         world.record(
             process, since: start, .succeeded,
-            [.hold(group: group, member: name, epoch: Int(epoch), places: places.sorted())])
+            [.hold(group: group, member: name, epoch: Int(epoch), places: places.subtracting(stale).sorted())])
     }
 
     /// Where to go on reading; empty if the broker did not say. Members without a committed offset start at 0.
@@ -181,8 +188,6 @@ final class ClassicMembership: Membership {
     private let style: ClassicStyle
     /// It has begun to join again and has no new assignment yet, however long that takes.
     private var isJoining = false
-    /// Of the last join that was answered.
-    private var joinedGeneration: Int32 = -1
 
     init(
         _ world: World, process: Int, link: ClientLink, random: SimulationRandom, group: String, topic: String,
@@ -253,9 +258,9 @@ final class ClassicMembership: Membership {
             case .none:
                 memberID = answer.memberID
                 // A static member keeps its place in a generation that it did not join in time, with what it said of
-                // itself before: what it was given since may be another's in it (KIP-345, KIP-429).
-                if style.isStatic, epoch >= 0, answer.generationID > max(epoch, joinedGeneration) + 1 { beginTenure() }
-                joinedGeneration = answer.generationID
+                // itself before: what it was given since may be another's in it (KIP-345, KIP-429). Nor does it help to
+                // have joined one: a coordinator that cannot write a generation down counts it again, without it.
+                if style.isStatic, epoch >= 0, answer.generationID > epoch + 1 { beginTenure() }
                 return await sync(answer, leaving)
             case .memberIDRequired:
                 memberID = answer.memberID
@@ -318,10 +323,13 @@ final class ClassicMembership: Membership {
     ) async -> Bool {
         epoch = generation
         nextHeartbeat = world.now + Self.heartbeatInterval
+        if hasMissedGeneration { stale = places.subtracting(wanted) }
+        hasMissedGeneration = false
         if !places.subtracting(wanted).isEmpty {
             // Given up now, for others to get when the member has joined again.
             noteAccepted(since: start)
             await leaving()
+            stale = []
             guard epoch >= 0 else { return true }
             places.formIntersection(wanted)
             return await join(leaving)
