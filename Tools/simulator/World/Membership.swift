@@ -332,6 +332,8 @@ final class ClassicMembership: Membership {
             stale = []
             guard epoch >= 0 else { return true }
             places.formIntersection(wanted)
+            // From here on others may have the rest, whatever becomes of the join.
+            noteAccepted(since: world.now)
             return await join(leaving)
         }
         isJoining = false
