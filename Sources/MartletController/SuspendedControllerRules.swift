@@ -13,8 +13,10 @@ package struct SuspendedControllerRules: OptionSet, Hashable, Sendable {
     package static let membersBrokerEpoch = SuspendedControllerRules(rawValue: 1 << 2)
     /// Another minimum of the in-sync set forgets who was eligible under the one before (KIP-966).
     package static let eligibleReset = SuspendedControllerRules(rawValue: 1 << 3)
+    /// An accepted AlterPartition raises the partition epoch whether or not it changes anything.
+    package static let alterationEpoch = SuspendedControllerRules(rawValue: 1 << 4)
 
     package static let all: [SuspendedControllerRules] = [
-        .lossyReplicas, .eligibleMinimum, .membersBrokerEpoch, .eligibleReset,
+        .lossyReplicas, .eligibleMinimum, .membersBrokerEpoch, .eligibleReset, .alterationEpoch,
     ]
 }

@@ -18,6 +18,17 @@ import Testing
         var complete: [PartitionReference: Set<BrokerID>] = [:]
         /// Partitions under a leader that has not recovered, with that leader.
         var recovering: [PartitionReference: BrokerID] = [:]
+        /// An attempt to change an in-sync set that its leader has given up and made void since.
+        struct Attempt {
+            let name: String
+            let topicID: UniversalID
+            let index: Int32
+            let leader: BrokerID
+            let leaderEpoch: Int32
+            let partitionEpoch: Int32
+            let isr: [Int32]
+        }
+        var voided: [Attempt] = []
         var problems: [String] = []
         var commits = 0
         var losses = 0
@@ -84,7 +95,9 @@ import Testing
             case 0..<8: try crashOrStop()
             case 8..<22: try comeBack()
             case 22..<30: try harness.pass(milliseconds: Int64(number(1...7)) * 500)
-            case 30..<60: try commit()
+            case 30..<33: try giveUp()
+            case 33..<36: try arriveLate()
+            case 36..<60: try commit()
             case 60..<85: try alter()
             case 85..<88: try reassign()
             case 88..<90:
@@ -178,6 +191,35 @@ import Testing
             } else if isr.count > 1 {
                 let leaving = isr.filter { $0 != leader }[number(0...isr.count - 2)]
                 try harness.alter(name, index, isr: isr.filter { $0 != leaving }.map(\.rawValue))
+            }
+        }
+
+        /// The leader hears nothing of an attempt, and makes it void: it has what there is confirmed.
+        private func giveUp() throws {
+            guard let (name, index, partition) = anyPartition(), let leader = partition.leader, isUp(leader),
+                let joining = partition.replicas.first(where: { !partition.isr.contains($0) }), voided.count < 20
+            else { return }
+            let isr = partition.isr.map(\.rawValue)
+            guard try harness.alter(name, index, isr: isr) == .none else { return }
+            voided.append(
+                Attempt(
+                    name: name, topicID: reference(name, index).topicID, index: index, leader: leader,
+                    leaderEpoch: partition.leaderEpoch.rawValue, partitionEpoch: partition.partitionEpoch,
+                    isr: isr + [joining.rawValue]))
+        }
+
+        private func arriveLate() throws {
+            guard !voided.isEmpty else { return }
+            let attempt = voided.remove(at: number(0...voided.count - 1))
+            guard let partition = harness.image.partition(TopicPartition(attempt.name, attempt.index)),
+                attempt.topicID == reference(attempt.name, attempt.index).topicID,
+                attempt.leaderEpoch <= partition.leaderEpoch.rawValue
+            else { return }
+            let code = try harness.alter(
+                attempt.name, attempt.index, isr: attempt.isr, from: attempt.leader.rawValue,
+                leaderEpoch: attempt.leaderEpoch, partitionEpoch: attempt.partitionEpoch)
+            if code == .none {
+                problems.append("\(attempt.name)-\(attempt.index): an attempt of before is taken: \(attempt)")
             }
         }
 

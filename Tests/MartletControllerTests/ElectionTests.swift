@@ -294,12 +294,22 @@ import Testing
         #expect(try harness.alter("t", isr: [0, 1, 2]) == .none)
     }
 
-    @Test func `what changes nothing leaves no record and the same epoch`() throws {
+    @Test func `what changes nothing raises the partition epoch, so that no attempt of before is taken`() throws {
         let harness = try ClusterHarness()
         try harness.create("t", [[0, 1, 2]])
-        let count = harness.log.count
-        #expect(try harness.alter("t", isr: [0, 1, 2]) == .none)
-        #expect(harness.log.count == count)
+        try harness.alter("t", isr: [0, 1])
+        let before = try harness.partition("t")
+        #expect(try harness.alter("t", isr: [0, 1]) == .none)
+        var after = try harness.partition("t")
+        #expect(after.partitionEpoch == before.partitionEpoch + 1)
+        // An attempt to let 2 in that was on its way all the time.
+        #expect(
+            try harness.alter("t", isr: [0, 1, 2], partitionEpoch: before.partitionEpoch) == .invalidUpdateVersion)
+        after.partitionEpoch = before.partitionEpoch
+        #expect(after == before)
+        // Each time anew.
+        #expect(try harness.alter("t", isr: [0, 1]) == .none)
+        #expect(try harness.partition("t").partitionEpoch == before.partitionEpoch + 2)
     }
 
     @Test func `unknown topics, unknown partitions and repeats are answered one by one`() throws {

@@ -7,6 +7,9 @@ extension ClusterController {
     /// broker epoch that its leader knows it by, so that a run which the controller has already given up does not
     /// come in again (KIP-903); version 2 has no epochs, and its handler puts -1.
     ///
+    /// Whatever is accepted raises the partition epoch, also when the set stays as it is: that is how a leader makes void
+    /// an attempt of which it does not know whether it arrives (I10).
+    ///
     /// The members of `newIsrWithEpochs` are the whole set; the handler brings version 2's list there.
     package borrowing func decide(_ request: AlterPartitionRequest) -> Decision<AlterPartitionResponse> {
         var decision = Decision(response: AlterPartitionResponse(), isAtomic: false)
@@ -60,7 +63,11 @@ extension ClusterController {
         var update = update(of: partition, in: topic)
         update.isr = entry.newIsrWithEpochs.map { BrokerID($0.brokerID) }
         update.isRecovering = entry.leaderRecoveryState == 1
-        if let record = update.record(topicID: topic.id, index: entry.partitionIndex, candidates) {
+        var change = update.record(topicID: topic.id, index: entry.partitionIndex, candidates)
+        if change == nil, !suspended.contains(.alterationEpoch) {
+            change = update.unchangedRecord(topicID: topic.id, index: entry.partitionIndex)
+        }
+        if let record = change {
             records.append(.partitionChange(record))
             partition.apply(record)
             // The last member of a reassignment came in, and the leader is not among those that stay.

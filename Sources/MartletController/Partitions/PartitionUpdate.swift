@@ -139,6 +139,15 @@ struct PartitionUpdate {
         return PartitionChange.isEmpty(record) ? nil : record
     }
 
+    /// A record that raises the partition epoch alone: it names the in-sync set that there is.
+    func unchangedRecord(topicID: UniversalID, index: Int32) -> PartitionChangeRecord {
+        var record = PartitionChangeRecord()
+        record.topicID = topicID
+        record.partitionID = index
+        record.isr = current.isr.map(\.rawValue)
+        return record
+    }
+
     /// A reassignment is complete once every replica that stays is in sync.
     private mutating func completeReassignment() {
         guard !adding.isEmpty || !removing.isEmpty else { return }
