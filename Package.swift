@@ -187,7 +187,8 @@ let package = Package(
             ],
             swiftSettings: relaxed),
         .testTarget(
-            name: "MartletReplicationTests", dependencies: ["MartletLogModel", "MartletReplication"],
+            name: "MartletReplicationTests",
+            dependencies: ["MartletLogModel", "MartletKafkaProtocol", "MartletReplication", "MartletController"],
             swiftSettings: relaxed),
         .testTarget(
             name: "MartletMetadataQuorumTests",

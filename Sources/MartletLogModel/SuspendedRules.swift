@@ -1,9 +1,9 @@
 /// Rules of correctness that the simulator's mutation table switches off one at a time, to prove that it would
 /// notice. Empty in production; cores and engines take it with their configuration.
 package struct SuspendedRules: OptionSet, Hashable, Sendable {
-    package var rawValue: UInt32
+    package var rawValue: UInt64
 
-    package init(rawValue: UInt32) { self.rawValue = rawValue }
+    package init(rawValue: UInt64) { self.rawValue = rawValue }
 
     package init() { rawValue = 0 }
 

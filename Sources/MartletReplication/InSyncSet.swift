@@ -43,17 +43,12 @@ struct InSyncSet {
         for member in proposal.members where !attempted.contains(member.broker) { attempted.append(member.broker) }
     }
 
-    /// The controller's decision, from an answer or from metadata. Returns whether it is news.
+    /// The controller's decision, from an answer or from metadata. Returns whether it is news: the partition epoch has
+    /// risen. An equal one settles nothing, since an attempt that it was asked for may still arrive.
     mutating func adopt(_ members: [BrokerID], partitionEpoch: PartitionEpoch) -> Bool {
         guard partitionEpoch > self.partitionEpoch else { return false }
         self = InSyncSet(committed: members, partitionEpoch: partitionEpoch)
         return true
-    }
-
-    /// The controller took the attempt and changed nothing, since all was so already.
-    mutating func confirmed(_ number: UInt64) {
-        guard inFlight?.number == number else { return }
-        self = InSyncSet(committed: committed, partitionEpoch: partitionEpoch)
     }
 
     /// The controller refused the attempt for what it asks, and will not take it later.

@@ -62,9 +62,12 @@ struct Leadership: ~Copyable {
     // MARK: Metadata
 
     /// Newer metadata of the same leader epoch.
-    mutating func changed(_ assignment: PartitionAssignment, now: Instant) {
+    mutating func changed(
+        _ assignment: PartitionAssignment, now: Instant, _ settings: PartitionReplica.Settings
+    ) {
         placeFollowers(assignment.replicas, now: now)
-        adopt(assignment.inSyncReplicas, partitionEpoch: assignment.partitionEpoch)
+        guard adopt(assignment.inSyncReplicas, partitionEpoch: assignment.partitionEpoch) else { return }
+        mustSettle = assignment.isRecovering && !settings.suspended.contains(.recoveryUntilHeard)
     }
 
     /// Followers keep their progress; new ones begin without.
@@ -76,15 +79,31 @@ struct Leadership: ~Copyable {
         }
     }
 
-    mutating func adopt(_ members: [BrokerID], partitionEpoch: PartitionEpoch) {
+    /// The controller took a proposal; each says that this leader has taken over. An answer without a new partition
+    /// epoch is late, or of a controller that may still take an earlier attempt: it settles nothing.
+    mutating func accepted(
+        _ number: UInt64, _ members: [BrokerID], partitionEpoch: PartitionEpoch,
+        _ settings: PartitionReplica.Settings
+    ) {
+        if adopt(members, partitionEpoch: partitionEpoch) {
+            mustSettle = false
+        } else if settings.suspended.contains(.settlementByEpoch), inSync.inFlight?.number == number {
+            inSync = InSyncSet(committed: inSync.committed, partitionEpoch: inSync.partitionEpoch)
+        } else {
+            inSync.lost(number)
+        }
+    }
+
+    /// The controller's decision. Returns whether it is news.
+    private mutating func adopt(_ members: [BrokerID], partitionEpoch: PartitionEpoch) -> Bool {
         let before = inSync.committed
-        guard inSync.adopt(members, partitionEpoch: partitionEpoch) else { return }
-        mustSettle = false
+        guard inSync.adopt(members, partitionEpoch: partitionEpoch) else { return false }
         for index in followers.indices {
             // Who was put out has to show again that it keeps up; who is in needs no favour.
             let broker = followers[index].broker
             if before.contains(broker) || inSync.contains(broker) { followers[index].isJoining = false }
         }
+        return true
     }
 
     /// What the metadata says of a follower's broker has changed.
@@ -123,7 +142,9 @@ struct Leadership: ~Copyable {
             leaderEnd: leaderEnd, now: now, lagLimitMilliseconds: settings.replicaLagMilliseconds)
         guard inSync.isFree,
             fetch.offset >= highWatermark || settings.suspended.contains(.expansionAtHighWatermark),
-            fetch.offset >= start || settings.suspended.contains(.expansionAtEpochStart)
+            fetch.offset >= start || settings.suspended.contains(.expansionAtEpochStart),
+            // The controller may hand the leadership to whoever is in sync by then.
+            handOver == nil || fetch.offset >= leaderEnd || settings.suspended.contains(.expansionAtLogEnd)
         else { return }
         let brokerEpoch =
             settings.suspended.contains(.brokerEpochOfFetch) ? standing.brokerEpoch : fetch.brokerEpoch
@@ -167,16 +188,18 @@ struct Leadership: ~Copyable {
                 number: count, leaderEpoch: epoch, partitionEpoch: inSync.partitionEpoch, members: proposed))
     }
 
-    mutating func confirmed(_ number: UInt64) {
-        guard inSync.inFlight?.number == number else { return }
-        mustSettle = false
-        inSync.confirmed(number)
-    }
-
     mutating func refused(_ number: UInt64) { inSync.refused(number) }
     mutating func lost(_ number: UInt64) { inSync.lost(number) }
 
-    mutating func handOverBecomesReady(logEnd: Offset) -> Bool {
-        handOver?.becomesReady(logEnd: logEnd, inSync: inSync, followers: followers) ?? false
+    // MARK: Hand-over
+
+    mutating func handOverBecomesReady(logEnd: Offset, _ settings: PartitionReplica.Settings) -> Bool {
+        handOver?.becomesReady(
+            logEnd: logEnd, inSync: inSync, followers: followers, suspended: settings.suspended) ?? false
+    }
+
+    func isReadyForHandOver(logEnd: Offset, _ settings: PartitionReplica.Settings) -> Bool {
+        handOver?.isReady(
+            logEnd: logEnd, inSync: inSync, followers: followers, suspended: settings.suspended) ?? false
     }
 }

@@ -51,7 +51,10 @@ package struct PartitionReplica: ~Copyable {
 
     package struct Settings: Hashable, Sendable {
         package var durability: Durability
-        /// `min.insync.replicas`; more than there are replicas means all of them.
+        /// `min.insync.replicas`; more than there are replicas means all of them. The controller does not count what a
+        /// reassignment is still adding, and leader and controller must agree, so a cluster's shell passes what
+        /// `PartitionImage.effectiveMinInsync(configured:)` makes of the configured value, and passes it again with
+        /// each change of the partition. A higher value is safe, and refuses appends that could be taken.
         package var minInSyncReplicas: Int
         /// `replica.lag.time.max.ms`.
         package var replicaLagMilliseconds: Int64
@@ -92,13 +95,15 @@ package struct PartitionReplica: ~Copyable {
         /// Records that were committed once are about to be cut from here on: log it as an error, keep a copy.
         case quarantine(from: Offset)
         /// Remove every record and every epoch that starts at or behind this offset, durably, then report
-        /// ``PartitionReplica/truncated(to:into:)``.
+        /// ``PartitionReplica/truncated(to:now:into:)``.
         case truncate(to: Offset)
-        /// Remove everything and begin an empty log there, durably, then report ``PartitionReplica/restarted(at:into:)``.
+        /// Remove everything and begin an empty log there, durably, then report
+        /// ``PartitionReplica/restarted(at:now:into:)``.
         case restartLog(at: Offset)
         /// The leader's log starts there: drop what is before.
         case raiseLogStart(to: Offset)
-        /// Whoever takes over has everything; ask the controller for the move.
+        /// Whoever takes over has everything; ask the controller for the move. It may cease to be so, and is said
+        /// again when it holds again: ``PartitionReplica/isReadyForHandOver`` tells before the order goes out.
         case readyForHandOver(LeaderEpoch)
     }
 
@@ -209,6 +214,7 @@ package struct PartitionReplica: ~Copyable {
     package mutating func resigned(into effects: inout [Effect]) {
         role = .offline
         ceiling = .zero
+        isUnderMinimum = false
         deferred = nil
         abandonWaiting(into: &effects)
     }
@@ -239,7 +245,9 @@ package struct PartitionReplica: ~Copyable {
 
     private mutating func lead(_ news: PartitionAssignment, now: Instant, into effects: inout [Effect]) {
         if leaderEpoch == news.leaderEpoch {
-            withLeadership(into: &effects) { leadership, _ in leadership.changed(news, now: now) }
+            withLeadership(into: &effects) { leadership, replica in
+                leadership.changed(news, now: now, replica.settings)
+            }
             return
         }
         role = .leader(Leadership(news, local: local, start: logEndOffset, now: now))
@@ -418,18 +426,16 @@ package struct PartitionReplica: ~Copyable {
         withLeadership(into: &effects) { leadership, _ in leadership.standingChanged(of: broker, standing) }
     }
 
-    /// The controller's answer to a proposal: the partition as it is now.
+    /// The controller took a proposal, and answers with the partition as it is now. Its partition epoch has risen even
+    /// where nothing else changed, so that no attempt of before can be taken later; an answer in which it has not risen
+    /// leaves the outcome in doubt.
     package mutating func proposalAccepted(
         _ number: UInt64, leaderEpoch: LeaderEpoch, partitionEpoch: PartitionEpoch, inSyncReplicas: [BrokerID],
         into effects: inout [Effect]
     ) {
-        withLeadership(into: &effects) { leadership, _ in
+        withLeadership(into: &effects) { leadership, replica in
             guard leadership.epoch == leaderEpoch else { return }
-            if partitionEpoch == leadership.inSync.partitionEpoch {
-                leadership.confirmed(number)
-            } else {
-                leadership.adopt(inSyncReplicas, partitionEpoch: partitionEpoch)
-            }
+            leadership.accepted(number, inSyncReplicas, partitionEpoch: partitionEpoch, replica.settings)
         }
     }
 
@@ -455,11 +461,15 @@ package struct PartitionReplica: ~Copyable {
     }
 
     /// Prepares a planned move: no more appends from here on. `target` is nil when the controller will choose.
+    ///
+    /// What the shell has taken already is written, and reported, before this: the controller may move the leadership
+    /// the moment it is asked, and an append that comes after the others have everything is lost.
     package mutating func drain(to target: BrokerID?, into effects: inout [Effect]) {
         withLeadership(into: &effects) { leadership, _ in leadership.handOver = HandOver(target: target) }
     }
 
-    /// The move is called off.
+    /// The move is called off, and appends are taken again: only while no order for it is on its way, since what an
+    /// order that arrives later moves does not wait for them.
     package mutating func drainCancelled() {
         switch role.taken() {
         case .offline: break
@@ -494,7 +504,7 @@ package struct PartitionReplica: ~Copyable {
         case .leader(var leadership):
             ceiling = leadership.ceiling(settings)
             isUnderMinimum = leadership.isUnderMinimum(settings)
-            let isReady = leadership.handOverBecomesReady(logEnd: logEndOffset)
+            let isReady = leadership.handOverBecomesReady(logEnd: logEndOffset, settings)
             let epoch = leadership.epoch
             role = .leader(leadership)
             advance(into: &effects)
@@ -625,6 +635,11 @@ package struct PartitionReplica: ~Copyable {
     /// The proposal that is on its way to the controller.
     package var inSyncProposal: InSyncProposal? {
         leading { $0.inSync.inFlight } ?? nil
+    }
+
+    /// Whether whoever takes over a leadership that is being drained has everything at this moment.
+    package var isReadyForHandOver: Bool {
+        leading { $0.isReadyForHandOver(logEnd: logEndOffset, settings) } ?? false
     }
 
     /// A leader whose in-sync set is smaller than the set of replicas.

@@ -28,6 +28,15 @@ extension SuspendedRules {
     package static let brokerEpochOfFetch = SuspendedRules(rawValue: 1 << 27)
     /// Nothing that depends on the high watermark is answered before it has reached the start of the epoch.
     package static let markAtEpochStart = SuspendedRules(rawValue: 1 << 28)
+    /// A proposal of unknown outcome is settled by a risen partition epoch alone; every answer of the controller that
+    /// takes one raises it.
+    package static let settlementByEpoch = SuspendedRules(rawValue: 1 << 32)
+    /// A hand-over waits for everybody whom the controller may have let into the in-sync set (promise 7).
+    package static let handOverToMaximalSet = SuspendedRules(rawValue: 1 << 33)
+    /// While a hand-over is prepared a replica joins the in-sync set with the whole log alone (promise 7).
+    package static let expansionAtLogEnd = SuspendedRules(rawValue: 1 << 34)
+    /// A leader from an unclean election says that it has taken over until the controller has heard it (KIP-704).
+    package static let recoveryUntilHeard = SuspendedRules(rawValue: 1 << 35)
 
     package static let replication: [(name: String, rule: SuspendedRules)] = [
         ("KIP-101 truncation by epoch", .epochTruncation),
@@ -43,5 +52,9 @@ extension SuspendedRules {
         ("KIP-966 mark at minimum", .markAtMinimum),
         ("KIP-903 broker epoch of fetch", .brokerEpochOfFetch),
         ("mark at epoch start", .markAtEpochStart),
+        ("settlement by partition epoch", .settlementByEpoch),
+        ("hand-over to the maximal in-sync set", .handOverToMaximalSet),
+        ("expansion at log end in a hand-over", .expansionAtLogEnd),
+        ("KIP-704 recovery until heard", .recoveryUntilHeard),
     ]
 }

@@ -235,6 +235,33 @@ import Testing
         #expect(scenario.replica.snapshot().maximalInSyncReplicas == [BrokerID(0), BrokerID(1)])
     }
 
+    @Test func `an answer whose partition epoch has not risen settles nothing: an earlier attempt may still arrive`() {
+        var scenario = ReplicaScenario(durability: .relaxed)
+        scenario.metadata(leader: 0, epoch: 1, inSync: [0, 1])
+        scenario.fetch(2, at: 0)
+        scenario.replica.proposalLost(1, into: &scenario.effects)
+        scenario.append(4)
+        scenario.pass(5_000)
+        scenario.fetch(1, at: 4)
+        scenario.tick()
+        #expect(scenario.proposed == [0, 1])
+        scenario.acceptUnchanged()
+        #expect(scenario.mark == 0, "2 may be in sync for the controller")
+        #expect(scenario.replica.snapshot().maximalInSyncReplicas.contains(BrokerID(2)))
+        // It is tried again, until an answer has a new partition epoch.
+        scenario.tick()
+        #expect(scenario.replica.inSyncProposal?.number == 3)
+        scenario.accept()
+        #expect(scenario.mark == 4)
+        // An answer that comes after that is nobody's.
+        scenario.fetch(2, at: 4)
+        #expect(scenario.proposed == [0, 1, 2])
+        scenario.replica.proposalAccepted(
+            3, leaderEpoch: LeaderEpoch(1), partitionEpoch: PartitionEpoch(scenario.version),
+            inSyncReplicas: [BrokerID(0), BrokerID(1)], into: &scenario.effects)
+        #expect(scenario.proposed == [0, 1, 2])
+    }
+
     @Test func `a refused version waits for metadata, which supersedes the proposal`() {
         var scenario = ReplicaScenario(durability: .relaxed)
         scenario.metadata(leader: 0, epoch: 1, inSync: [0, 1])
@@ -270,6 +297,43 @@ import Testing
         #expect(scenario.proposed == nil)
     }
 
+    @Test func `KIP-704: what else the controller changes meanwhile does not make it forget the recovery`() {
+        var scenario = ReplicaScenario(end: 3)
+        scenario.metadata(leader: 0, epoch: 9, inSync: [0], isRecovering: true)
+        scenario.metadata(leader: 0, epoch: 9, inSync: [0], replicas: [0, 1, 2, 3], isRecovering: true)
+        scenario.tick()
+        #expect(scenario.proposed == [0])
+        // The same while it is on its way.
+        scenario.refuse(.invalidUpdateVersion)
+        scenario.metadata(leader: 0, epoch: 9, inSync: [0], replicas: [0, 1, 3], isRecovering: true)
+        #expect(scenario.proposed == nil)
+        scenario.tick()
+        #expect(scenario.proposed == [0])
+        let recovered = scenario.version
+        scenario.accept()
+        // Metadata that is older than the answer.
+        scenario.metadata(
+            leader: 0, epoch: 9, inSync: [0], replicas: [0, 1, 3], version: recovered, isRecovering: true)
+        scenario.tick()
+        #expect(scenario.proposed == nil)
+    }
+
+    @Test func `KIP-704: a recovery that metadata reports is not reported again`() {
+        var scenario = ReplicaScenario(end: 3)
+        scenario.metadata(leader: 0, epoch: 9, inSync: [0], isRecovering: true)
+        scenario.metadata(leader: 0, epoch: 9, inSync: [0])
+        scenario.tick()
+        #expect(scenario.proposed == nil)
+    }
+
+    @Test func `a replica that is taken away is under no minimum`() {
+        var scenario = ReplicaScenario()
+        scenario.metadata(leader: 0, epoch: 1, inSync: [0])
+        #expect(scenario.isUnderMinimum == true)
+        scenario.replica.resigned(into: &scenario.effects)
+        #expect(scenario.isUnderMinimum == false)
+    }
+
     @Test func `a planned move takes no appends and is ready when the target has everything`() {
         var scenario = ReplicaScenario()
         scenario.metadata(leader: 0, epoch: 1, inSync: [0, 1, 2])
@@ -295,6 +359,91 @@ import Testing
         #expect(!scenario.effects.contains(.readyForHandOver(LeaderEpoch(1))))
         scenario.fetch(2, at: 4)
         #expect(scenario.effects.last == .readyForHandOver(LeaderEpoch(1)))
+    }
+
+    @Test func `a planned move waits for who may have come in, and lets nobody in with less than everything`() {
+        let ready = PartitionReplica.Effect.readyForHandOver(LeaderEpoch(1))
+        for isProposedBefore in [true, false] {
+            var scenario = ReplicaScenario()
+            scenario.metadata(leader: 0, epoch: 1, inSync: [0, 1])
+            scenario.append(10)
+            scenario.flush(8)
+            scenario.fetch(1, at: 8)
+            #expect(scenario.mark == 8)
+            if isProposedBefore { scenario.fetch(2, at: 8) }
+            scenario.replica.drain(to: nil, into: &scenario.effects)
+            if !isProposedBefore { scenario.fetch(2, at: 8) }
+            #expect(scenario.proposed == (isProposedBefore ? [0, 1, 2] : nil))
+            scenario.fetch(1, at: 10)
+            // The controller may take the proposal, and then move to 2, which lacks 8..<10.
+            #expect(scenario.effects.contains(ready) == !isProposedBefore)
+            #expect(scenario.isReadyForHandOver == !isProposedBefore)
+            scenario.fetch(2, at: 9)
+            #expect(scenario.isReadyForHandOver == !isProposedBefore)
+            scenario.fetch(2, at: 10)
+            #expect(scenario.proposed == [0, 1, 2])
+            #expect(scenario.isReadyForHandOver == true)
+            #expect(scenario.effects.filter { $0 == ready }.count == 1)
+        }
+    }
+
+    @Test func `without either rule of the hand-over it is ready too early, or lets in who lacks records`() {
+        func drained(_ rule: SuspendedRules, before: Bool) -> (isReady: Bool, proposed: [Int32]?) {
+            var scenario = ReplicaScenario(suspended: rule)
+            scenario.metadata(leader: 0, epoch: 1, inSync: [0, 1])
+            scenario.append(10)
+            scenario.flush(8)
+            scenario.fetch(1, at: 8)
+            if before { scenario.fetch(2, at: 8) }
+            scenario.replica.drain(to: nil, into: &scenario.effects)
+            scenario.fetch(1, at: 10)
+            scenario.fetch(2, at: 8)
+            return (scenario.isReadyForHandOver, scenario.proposed)
+        }
+        #expect(drained(.handOverToMaximalSet, before: true) == (true, [0, 1, 2]))
+        #expect(drained(SuspendedRules(), before: true) == (false, [0, 1, 2]))
+        #expect(drained(.expansionAtLogEnd, before: false).proposed == [0, 1, 2])
+        #expect(drained(SuspendedRules(), before: false) == (true, nil))
+    }
+
+    @Test func `a planned move with nobody but a proposed replica is not ready`() {
+        var scenario = ReplicaScenario(minimum: 1)
+        scenario.metadata(leader: 0, epoch: 1, inSync: [0])
+        scenario.replica.drain(to: nil, into: &scenario.effects)
+        scenario.fetch(1, at: 0)
+        #expect(scenario.proposed == [0, 1])
+        #expect(scenario.isReadyForHandOver == false)
+        scenario.accept()
+        #expect(scenario.taken().last == .readyForHandOver(LeaderEpoch(1)))
+    }
+
+    @Test func `readiness is taken back when it holds no more, and told again when it does`() {
+        let ready = PartitionReplica.Effect.readyForHandOver(LeaderEpoch(1))
+        var scenario = ReplicaScenario()
+        scenario.metadata(leader: 0, epoch: 1, inSync: [0, 1])
+        #expect(scenario.isReadyForHandOver == false)
+        scenario.append(4)
+        scenario.replica.drain(to: nil, into: &scenario.effects)
+        scenario.fetch(1, at: 4)
+        #expect(scenario.taken().last == ready)
+        #expect(scenario.isReadyForHandOver == true)
+        // It began again and lost its log.
+        scenario.fetch(1, at: 0)
+        #expect(scenario.isReadyForHandOver == false)
+        scenario.fetch(1, at: 4)
+        #expect(scenario.taken().last == ready)
+        // An append that had been taken before.
+        scenario.append(1)
+        #expect(scenario.isReadyForHandOver == false)
+        scenario.fetch(1, at: 5)
+        #expect(scenario.taken().last == ready)
+        // Another came in, by an attempt of before.
+        scenario.metadata(leader: 0, epoch: 1, inSync: [0, 1, 2])
+        #expect(scenario.isReadyForHandOver == false)
+        scenario.metadata(leader: 0, epoch: 1, inSync: [0])
+        #expect(scenario.isReadyForHandOver == false, "there is nobody")
+        scenario.replica.drainCancelled()
+        #expect(scenario.isReadyForHandOver == false)
     }
 
     @Test func `KIP-392: the near replica that has the offset is preferred, the leader where it is near itself`() {

@@ -25,6 +25,10 @@ final class ModelNode {
     var cut: Cut?
     var waiting: [(id: AppendID, offset: Int64, value: UInt64)] = []
     var nextAppendID: UInt64 = 0
+    /// It hangs until then: it asks its leader for nothing.
+    var pausedUntil = Instant(nanoseconds: 0)
+    /// A planned move that is being prepared in this epoch.
+    var drain: (number: Int, epoch: LeaderEpoch, target: BrokerID?)?
     /// Below this the log has been compared with what is committed.
     var verified: Int64 = 0
 
@@ -45,6 +49,7 @@ final class ModelNode {
         isUnrecovered = isUnrecovered || unclean
         cut = nil
         waiting = []
+        drain = nil
         verified = min(verified, log.end)
     }
 

@@ -1,3 +1,4 @@
+import MartletController
 import MartletLogModel
 import MartletReplication
 
@@ -31,6 +32,9 @@ struct ModelParameters {
             weights[ModelWorld.Action.flush.rawValue] /= 20
             weights[ModelWorld.Action.stop.rawValue] *= 2
         }
+        // From leaders that hardly come to anything to ones that last, with all that takes time under them.
+        let calm = [1, 4, 16].randomElement(using: &generator) ?? 1
+        for action in ModelWorld.Action.allCases where !action.isUpheaval { weights[action.rawValue] *= calm }
         // From a prompt metadata log to one that lags behind several leaders.
         weights[ModelWorld.Action.metadata.rawValue] /= [1, 2, 6].randomElement(using: &generator) ?? 1
         self.stepCount = stepCount
@@ -70,7 +74,17 @@ struct ModelFigures {
 final class ModelWorld {
     enum Action: Int, CaseIterable {
         case deliver, lose, duplicate, append, flush, cut, fetch, tick, metadata, fence, admit, move, stop, start,
-            powerCut, drain, deleteRecords, note
+            powerCut, drain, deleteRecords, note, reorder, pause
+
+        /// It ends leaderships, or makes void what a leader has asked for.
+        var isUpheaval: Bool {
+            switch self {
+            case .fence, .move, .stop, .powerCut, .reorder: true
+            case .deliver, .lose, .duplicate, .append, .flush, .cut, .fetch, .tick, .metadata, .admit, .start, .drain,
+                .deleteRecords, .note, .pause:
+                false
+            }
+        }
 
         var weight: Int {
             switch self {
@@ -89,9 +103,11 @@ final class ModelWorld {
             case .stop: 4
             case .start: 24
             case .powerCut: 1
-            case .drain: 2
+            case .drain: 10
             case .deleteRecords: 4
             case .note: 16
+            case .reorder: 4
+            case .pause: 4
             }
         }
     }
@@ -101,6 +117,15 @@ final class ModelWorld {
         case fetchAnswer(to: BrokerID, incarnation: Int, ReplicaFetch, ReplicaFetchAnswer, [ModelRecord])
         case alter(from: BrokerID, incarnation: Int, BrokerEpoch, InSyncProposal)
         case alterAnswer(to: BrokerID, incarnation: Int, number: UInt64, ModelController.Answer)
+        /// The leader asks the controller for a planned move. Once it is called off nobody may listen any more.
+        case move(from: BrokerID, incarnation: Int, drain: Int)
+
+        var isFetch: Bool {
+            switch self {
+            case .fetch, .fetchAnswer: true
+            case .alter, .alterAnswer, .move: false
+            }
+        }
     }
 
     private static let messageLimit = 40
@@ -109,7 +134,7 @@ final class ModelWorld {
     let parameters: ModelParameters
     let settings: PartitionReplica.Settings
     var generator: SplitMix
-    var controller: ModelController
+    let controller: ModelController
     var nodes: [ModelNode]
     var messages: [Message] = []
     /// Given up by their senders, and still on their way.
@@ -129,6 +154,7 @@ final class ModelWorld {
     /// Highest mark that anybody saw of an epoch.
     private var seen: [Int64] = []
     private var checkedElections = 0
+    private var drainCount = 0
 
     static let minimum = 2
 
@@ -140,7 +166,10 @@ final class ModelWorld {
         settings = PartitionReplica.Settings(
             durability: parameters.durability, minInSyncReplicas: Self.minimum,
             replicaLagMilliseconds: parameters.lagMilliseconds, suspended: suspended)
-        controller = ModelController(replicaCount: parameters.replicaCount, minInSyncReplicas: Self.minimum)
+        controller = ModelController(
+            replicaCount: parameters.replicaCount, minInSyncReplicas: Self.minimum,
+            // It takes both sides: a leader that trusts equal epochs, and a controller that gives them.
+            suspended: suspended.contains(.settlementByEpoch) ? .alterationEpoch : [])
         let settings = self.settings
         nodes = controller.replicas.map { ModelNode(id: $0, settings: settings) }
         totalWeight = parameters.weights.reduce(0, +)
@@ -182,24 +211,28 @@ final class ModelWorld {
     private func any<Element>(_ elements: [Element]) -> Element? { elements.randomElement(using: &generator) }
     private func chance(_ one: Int) -> Bool { Int.random(in: 0..<one, using: &generator) == 0 }
 
+    /// Fetches are many, what goes to and from the controller is rare, and chosen as often.
+    private func anyIndex(of messages: [Message]) -> Int? {
+        let rare = messages.indices.filter { !messages[$0].isFetch }
+        return any(rare.isEmpty || chance(2) ? Array(messages.indices) : rare)
+    }
+
     private func perform(_ action: Action) {
         switch action {
         case .deliver:
-            if !late.isEmpty, chance(40) {
-                return deliver(late.remove(at: Int.random(in: 0..<late.count, using: &generator)))
-            }
+            if chance(16), let index = anyIndex(of: late) { return deliver(late.remove(at: index)) }
             guard !messages.isEmpty else { return }
             // Mostly the oldest, so that things get done; often enough any.
             let index = chance(2) ? 0 : Int.random(in: 0..<messages.count, using: &generator)
             deliver(messages.remove(at: index))
         case .lose:
-            if let index = messages.indices.randomElement(using: &generator) { lose(messages.remove(at: index)) }
+            if let index = anyIndex(of: messages) { lose(messages.remove(at: index)) }
         case .duplicate:
             guard messages.count < Self.messageLimit, let message = any(messages) else { return }
             // A connection repeats nothing; a follower may ask the same twice, and a late answer is like a repeat.
             switch message {
             case .fetch, .fetchAnswer: messages.append(message)
-            case .alter, .alterAnswer: return
+            case .alter, .alterAnswer, .move: return
             }
         case .append:
             if let node = any(nodes.filter { $0.isUp && $0.replica.leaderEpoch != nil }) { append(at: node) }
@@ -210,7 +243,7 @@ final class ModelWorld {
         case .cut:
             if let node = any(nodes.filter { $0.isUp && $0.cut != nil }) { finishCut(node) }
         case .fetch:
-            if let node = any(nodes.filter { $0.isUp }) { startFetch(node) }
+            if let node = any(nodes.filter { $0.isUp && $0.pausedUntil <= now }) { startFetch(node) }
         case .tick:
             if let node = any(nodes.filter { $0.isUp }) { tick(node) }
         case .metadata:
@@ -239,10 +272,14 @@ final class ModelWorld {
             for node in nodes where node.isUp { halt(node, keeping: lossyEnd(node), unclean: true) }
         case .drain:
             guard let node = any(nodes.filter { $0.isUp && $0.replica.leaderEpoch != nil }) else { return }
-            if chance(2) {
-                for node in nodes where node.isUp { node.replica.drainCancelled() }
-            } else {
-                run(node) { $0.drain(to: self.chance(2) ? nil : self.any(self.controller.replicas), into: &$1) }
+            if chance(3) {
+                cancelDrains()
+            } else if let epoch = node.replica.leaderEpoch {
+                let target = chance(4) ? any(controller.replicas) : nil
+                drainCount += 1
+                node.drain = (drainCount, epoch, target)
+                say("drain \(node.id) to \(target.map { "\($0)" } ?? "any")")
+                run(node) { $0.drain(to: target, into: &$1) }
             }
         case .deleteRecords:
             guard let node = any(nodes.filter { $0.isUp && $0.replica.leaderEpoch != nil && $0.cut == nil }),
@@ -251,6 +288,24 @@ final class ModelWorld {
             raiseStart(of: node, to: Int64.random(in: node.log.start...mark.rawValue, using: &generator))
         case .note:
             for node in nodes where node.isUp { node.savedHighWatermark = node.replica.highWatermark.rawValue }
+        case .reorder:
+            controller.reorder(controller.replicas.shuffled(using: &generator))
+            say("reorder: \(describeController())")
+        case .pause:
+            if let node = any(nodes) { pause(node) }
+        }
+    }
+
+    private func pause(_ node: ModelNode) {
+        node.pausedUntil = now.advanced(
+            byMilliseconds: parameters.lagMilliseconds * Int64.random(in: 1...3, using: &generator))
+        say("pause \(node.id)")
+    }
+
+    private func cancelDrains() {
+        for node in nodes where node.isUp {
+            node.drain = nil
+            node.replica.drainCancelled()
         }
     }
 
@@ -370,7 +425,15 @@ final class ModelWorld {
         say("cut at \(node.id): end \(node.log.end)")
     }
 
-    private func tick(_ node: ModelNode) { run(node) { $0.tick(now: self.now, into: &$1) } }
+    private func tick(_ node: ModelNode) {
+        run(node) { $0.tick(now: self.now, into: &$1) }
+        guard let epoch = node.replica.leaderEpoch, epoch == controller.leaderEpoch else { return }
+        if node.replica.isReadyForHandOver { askForMove(node, epoch) }
+        // KIP-704: the controller hears of it, whatever it did meanwhile.
+        if controller.isRecovering, node.version == controller.history.count - 1, node.replica.inSyncProposal == nil {
+            fail("\(node.id) does not tell that it has taken over in epoch \(epoch)")
+        }
+    }
 
     private func startFetch(_ node: ModelNode) {
         guard messages.count < Self.messageLimit, let fetch = node.replica.nextFetch(lastEpoch: node.log.lastEpoch)
@@ -395,9 +458,13 @@ final class ModelWorld {
         case .fetch, .fetchAnswer:
             break
         case .alter(let from, let incarnation, _, let proposal):
+            // What keeps a leader from its controller often keeps a follower from its leader too.
+            if let last = proposal.members.last, last.broker != from, chance(2) { pause(node(last.broker)) }
             giveUp(proposal.number, of: node(from), incarnation)
         case .alterAnswer(let to, let incarnation, let number, _):
             giveUp(number, of: node(to), incarnation)
+        case .move:
+            break
         }
     }
 
@@ -449,6 +516,12 @@ final class ModelWorld {
                     replica.proposalRefused(number, error, into: &effects)
                 }
             }
+        case .move(let from, let incarnation, let number):
+            let leader = node(from)
+            guard leader.incarnation == incarnation, let drain = leader.drain, drain.number == number,
+                drain.epoch == controller.leaderEpoch
+            else { return }
+            handOver(from: leader)
         }
     }
 
@@ -529,22 +602,38 @@ final class ModelWorld {
             case .raiseLogStart(let start):
                 raiseStart(of: node, to: start.rawValue)
             case .readyForHandOver(let epoch):
-                handOver(from: node, epoch)
+                if !node.replica.isReadyForHandOver { fail("\(node.id) is ready for a hand-over, and is not") }
+                askForMove(node, epoch)
             }
         }
         checkVisible(of: node)
     }
 
-    private func handOver(from node: ModelNode, _ epoch: LeaderEpoch) {
-        guard epoch == controller.leaderEpoch else { return }
-        let ready = nodes.filter {
-            $0.id != node.id && controller.inSync.contains($0.id) && !controller.isFenced($0.id)
-                && $0.log.records == node.log.records
+    private func askForMove(_ node: ModelNode, _ epoch: LeaderEpoch) {
+        guard messages.count < Self.messageLimit, let drain = node.drain, drain.epoch == epoch else { return }
+        messages.append(.move(from: node.id, incarnation: node.incarnation, drain: drain.number))
+    }
+
+    /// The controller moves the leadership to whom it likes, of all that it may: whoever it is has every record, not
+    /// only what is committed (promise 7).
+    private func handOver(from leader: ModelNode) {
+        let target = leader.drain?.target
+        let choice = controller.inSync.filter {
+            $0 != leader.id && !controller.isFenced($0) && (target == nil || $0 == target)
         }
+        guard let next = any(choice).map(node) else { return }
         figures.handOvers += 1
-        if let next = any(ready) {
-            controller.move(to: next.id)
-            say("hand over from \(node.id) to \(next.id): \(describeController())")
+        controller.move(to: next.id)
+        say("hand over from \(leader.id) to \(next.id): \(describeController())")
+        // A crash after the leader had counted it may have cost it what it had: no planned operation.
+        if parameters.durability == .relaxed, next.isUnrecovered { return }
+        let end = parameters.durability == .fsync ? next.log.flushedEnd : next.log.end
+        if end < leader.log.end {
+            fail("I8: the hand-over from \(leader.id) to \(next.id) loses \(end)..<\(leader.log.end)")
+        }
+        for offset in max(leader.log.start, next.log.start)..<max(next.log.start, leader.log.end)
+        where next.log.record(at: offset) != leader.log.record(at: offset) {
+            return fail("I8: \(next.id) takes over from \(leader.id) with another record at \(offset)")
         }
     }
 
@@ -683,7 +772,7 @@ final class ModelWorld {
         guard violation == nil else { return }
         say("healing")
         late = []
-        for node in nodes where node.isUp { node.replica.drainCancelled() }
+        cancelDrains()
         var hasAppended = false
         for _ in 0..<Self.healingRoundLimit {
             for node in nodes where !node.isUp { start(node) }

@@ -13,14 +13,14 @@ struct ReplicaScenario: ~Copyable {
 
     init(
         durability: PartitionReplica.Durability = .fsync, end: Int64 = 0, mark: Int64 = 0, minimum: Int = 2,
-        isELROn: Bool = true, start: Int64 = 0
+        isELROn: Bool = true, start: Int64 = 0, suspended: SuspendedRules = SuspendedRules()
     ) {
         self.end = end
         replica = PartitionReplica(
             local: BrokerID(0),
             settings: PartitionReplica.Settings(
                 durability: durability, minInSyncReplicas: minimum, replicaLagMilliseconds: 1_000,
-                usesEligibleLeaderReplicas: isELROn),
+                usesEligibleLeaderReplicas: isELROn, suspended: suspended),
             logStartOffset: Offset(start), recoveredEnd: Offset(end), highWatermark: Offset(mark))
     }
 
@@ -69,6 +69,10 @@ struct ReplicaScenario: ~Copyable {
 
     var mark: Int64 { replica.highWatermark.rawValue }
 
+    var isReadyForHandOver: Bool { replica.isReadyForHandOver }
+    var isUnderMinimum: Bool { replica.isUnderMinimumInSync }
+
+    var proposal: InSyncProposal? { replica.inSyncProposal }
     var proposed: [Int32]? { replica.inSyncProposal?.members.map(\.broker.rawValue) }
 
     /// The controller takes the proposal that is in flight.
@@ -77,6 +81,14 @@ struct ReplicaScenario: ~Copyable {
         version += 1
         replica.proposalAccepted(
             proposal.number, leaderEpoch: proposal.leaderEpoch, partitionEpoch: PartitionEpoch(version),
+            inSyncReplicas: proposal.members.map(\.broker), into: &effects)
+    }
+
+    /// The controller answers that all is as it should be, and that the partition epoch is what it was.
+    mutating func acceptUnchanged() {
+        guard let proposal = replica.inSyncProposal else { return }
+        replica.proposalAccepted(
+            proposal.number, leaderEpoch: proposal.leaderEpoch, partitionEpoch: proposal.partitionEpoch,
             inSyncReplicas: proposal.members.map(\.broker), into: &effects)
     }
 

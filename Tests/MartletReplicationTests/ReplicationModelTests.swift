@@ -38,6 +38,7 @@ private let isLong = environment("MARTLET_LONG") == "1"
         #expect(isSingle || figures.acknowledged > 300)
         #expect(isSingle || figures.truncations > 100)
         #expect(isSingle || figures.elections > 300)
+        #expect(isSingle || figures.handOvers > 20)
     }
 
     @Test func `a seed gives the same run twice`() {
@@ -50,18 +51,23 @@ private let isLong = environment("MARTLET_LONG") == "1"
         #expect(runs[0].count > 30)
     }
 
-    /// A seed for each rule of `SuspendedRules.replication`, in its order, that fails without it: tried first.
-    private static let known: [UInt64] = [7, 1, 2, 130, 213, 1, 2, 17, 1, 1, 2, 820, 1]
+    /// A seed for each rule of `SuspendedRules.replication`, in its order, that fails without it: tried first. Nil where
+    /// chance needs more seeds than a short run has: `LeaderScenarioTests` and `SettlementTests` show these.
+    private static let known: [UInt64?] = [
+        3, 1, 2, 18, 108, 11, 4, 7, 3, 3, 2, nil, 3, nil, nil, nil, 187,
+    ]
 
     /// The proof that the model sees: each rule that is taken away breaks some seed.
     @Test(arguments: SuspendedRules.replication.indices)
     func `without the rule some seed fails`(index: Int) {
         let (name, rule) = SuspendedRules.replication[index]
+        let known = Self.known[index]
+        guard isLong || known != nil else { return }
         let limit: UInt64 = isLong ? 10_000 : 2_000
         let wanted = isLong ? 20 : 1
         var found: [UInt64] = []
         var first = ""
-        for seed in (isLong ? [] : [Self.known[index]]) + Array(1...limit) {
+        for seed in (isLong ? [] : [known ?? 1]) + Array(1...limit) {
             let world = ModelWorld(seed: seed, stepCount: Self.stepCount, suspended: rule)
             world.run()
             guard let violation = world.violation else { continue }
