@@ -221,8 +221,9 @@ let package = Package(
         .testTarget(
             name: "MartletBrokerTests",
             dependencies: [
-                "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletMetadataQuorum", "MartletController",
-                "MartletStorage", "MartletBroker", "MartletClient", "MartletSimulatorKit", "MartletTestSupport", "CMartletAllocationCounter",
+                "MartletLogModel", "MartletRecordBatch", "MartletKafkaProtocol", "MartletReplication",
+                "MartletMetadataQuorum", "MartletController", "MartletStorage", "MartletTransport", "MartletBroker",
+                "MartletClient", "MartletSimulatorKit", "MartletTestSupport", "CMartletAllocationCounter",
                 nioCore, nioPosix,
                 .product(name: "NIOEmbedded", package: "swift-nio"), logging,
             ],

@@ -99,6 +99,7 @@ public final class Broker: Sendable {
             throw BrokerStartError(
                 "cannot listen on \(settings.listen): \(error); choose another --listen address or stop what uses it")
         }
+        assembly.join()
         let maintenance = Maintenance(services: assembly.services)
         maintenance.start()
         let image = assembly.image
@@ -107,12 +108,12 @@ public final class Broker: Sendable {
         logger.info(
             "broker is serving",
             metadata: [
-                "address": "\(address)", "cluster": "\(image.clusterID?.description ?? "")",
+                "address": "\(address)", "cluster": "\(assembly.services.controller.clusterID)",
                 "data": "\(settings.dataDirectory)", "topics": "\(image.topicCount)",
                 "partitions": "\(image.partitionCount)",
             ])
         return Broker(
-            address: address, clusterID: image.clusterID?.description ?? "", logger: logger,
+            address: address, clusterID: assembly.services.controller.clusterID.description, logger: logger,
             running: Running(
                 listener: listener, assembly: assembly, maintenance: maintenance, flushPool: flushPool,
                 workPool: workPool, group: group))
@@ -131,12 +132,22 @@ public final class Broker: Sendable {
         }
     }
 
+    /// Completes when the broker finds that it cannot go on, with cause and remedy; the caller then stops it. With `nil`
+    /// when it is shut down.
+    public func failure() async -> String? {
+        guard let signal = running.withLock({ $0?.assembly.failure }) else { return nil }
+        return await signal.wait()
+    }
+
     /// Stops accepting, answers what is under way, flushes and closes everything. The next start then needs
     /// no recovery. A second call does nothing.
     public func shutDown() async {
         guard let running = running.withLock({ $0.take() }) else { return }
         logger.info("broker is stopping")
+        running.assembly.failure.end()
         do {
+            // Others take over while everything still works here.
+            try await running.assembly.leave().get()
             try await running.listener.close()
             await running.maintenance.stop()
             for loop in running.assembly.loops {
@@ -146,8 +157,13 @@ public final class Broker: Sendable {
                 try await loop.eventLoop.submit { loop.closeConnections() }.get()
             }
             try await running.assembly.services.controller.close().get()
-            let directory = running.assembly.services.directory
-            try await running.workPool.runIfActive { try directory.close(clean: true) }
+            let channel = running.assembly.services.controllerChannel
+            try await running.assembly.loops[0].eventLoop.submit { channel.close() }.get()
+            let services = running.assembly.services
+            let directory = services.directory
+            try await running.workPool.runIfActive {
+                try directory.close(clean: true, brokerEpoch: services.brokerEpoch)
+            }
         } catch {
             logger.error("shutdown was not clean; the next start recovers", metadata: ["cause": "\(error)"])
         }

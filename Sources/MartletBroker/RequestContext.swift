@@ -17,6 +17,8 @@ package final class ConnectionState {
     package var produceGate = ProduceGate()
     /// Of the last request.
     package var clientID: String?
+    /// The run of a broker whose heartbeats come over this connection.
+    var heartbeats: (broker: BrokerID, epoch: Int64)?
     /// Where the last Produce request went.
     package var lastRoute: ProduceRoute?
     /// See ``RequestContext/noteHome(_:)``.

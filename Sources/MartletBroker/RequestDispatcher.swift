@@ -70,12 +70,26 @@ package struct ServedAPI: Sendable {
         ServedAPI(DescribeLogDirsRequest.self, DescribeLogDirsHandler.handle),
         ServedAPI(CreatePartitionsRequest.self, ControllerHandlers.createPartitions),
         ServedAPI(DeleteGroupsRequest.self, DeleteGroupsHandler.handle),
+        ServedAPI(ElectLeadersRequest.self, ControllerHandlers.electLeaders),
         ServedAPI(IncrementalAlterConfigsRequest.self, ControllerHandlers.incrementalAlterConfigs),
+        ServedAPI(AlterPartitionReassignmentsRequest.self, ControllerHandlers.alterReassignments),
+        ServedAPI(ListPartitionReassignmentsRequest.self, ControllerHandlers.listReassignments),
         ServedAPI(OffsetDeleteRequest.self, OffsetDeleteHandler.handle),
+        ServedAPI(VoteRequest.self, QuorumHandlers.vote),
+        ServedAPI(BeginQuorumEpochRequest.self, QuorumHandlers.beginEpoch),
+        ServedAPI(EndQuorumEpochRequest.self, QuorumHandlers.endEpoch),
+        ServedAPI(DescribeQuorumRequest.self, QuorumHandlers.describe),
+        ServedAPI(AlterPartitionRequest.self, ControllerHandlers.alterPartition),
+        ServedAPI(UpdateFeaturesRequest.self, ControllerHandlers.updateFeatures),
+        ServedAPI(FetchSnapshotRequest.self, QuorumHandlers.fetchSnapshot),
         ServedAPI(DescribeClusterRequest.self, DescribeClusterHandler.handle),
         ServedAPI(DescribeProducersRequest.self, DescribeProducersHandler.handle),
+        ServedAPI(BrokerRegistrationRequest.self, ControllerHandlers.registerBroker),
+        ServedAPI(BrokerHeartbeatRequest.self, ControllerHandlers.heartbeat),
+        ServedAPI(UnregisterBrokerRequest.self, ControllerHandlers.unregisterBroker),
         ServedAPI(DescribeTransactionsRequest.self, DescribeTransactionsHandler.handle),
         ServedAPI(ListTransactionsRequest.self, ListTransactionsHandler.handle),
+        ServedAPI(AllocateProducerIdsRequest.self, ControllerHandlers.allocateProducerIDs),
         ServedAPI(ConsumerGroupHeartbeatRequest.self, ConsumerGroupHeartbeatHandler.handle),
         ServedAPI(ConsumerGroupDescribeRequest.self, ConsumerGroupDescribeHandler.handle),
         ServedAPI(ListConfigResourcesRequest.self, ListConfigResourcesHandler.handle),
@@ -84,6 +98,9 @@ package struct ServedAPI: Sendable {
         ServedAPI(ShareGroupDescribeRequest.self, ShareGroupDescribeHandler.handle),
         ServedAPI(ShareFetchRequest.self, ShareFetchHandler.handle),
         ServedAPI(ShareAcknowledgeRequest.self, ShareAcknowledgeHandler.handle),
+        ServedAPI(AddRaftVoterRequest.self, QuorumHandlers.addVoter),
+        ServedAPI(RemoveRaftVoterRequest.self, QuorumHandlers.removeVoter),
+        ServedAPI(UpdateRaftVoterRequest.self, QuorumHandlers.updateVoter),
         ServedAPI(InitializeShareGroupStateRequest.self, InitializeShareGroupStateHandler.handle),
         ServedAPI(ReadShareGroupStateRequest.self, ReadShareGroupStateHandler.handle),
         ServedAPI(WriteShareGroupStateRequest.self, WriteShareGroupStateHandler.handle),
@@ -144,6 +161,7 @@ package final class RequestDispatcher: ServerRequestHandler {
         loop.remove(connection)
         closed()
         guard let state = connection.attachment as? ConnectionState else { return }
+        if let lost = state.heartbeats { loop.services.controller.heartbeatsLost(lost.broker, epoch: lost.epoch) }
         for fetch in state.fetches { fetch.cancel() }
         state.fetches = []
         state.fetchSession = nil
@@ -170,7 +188,9 @@ package final class RequestDispatcher: ServerRequestHandler {
         if state.clientID != header.clientID { state.clientID = header.clientID }
         let context = RequestContext(
             header: header, ticket: ticket, connection: connection, state: state, loop: loop)
-        guard let served = ServedAPI.find(header.apiKey) else {
+        guard let served = ServedAPI.find(header.apiKey),
+            !header.apiKey.isOfControllers || PeerClientID.isPeer(header.clientID)
+        else {
             connection.reject("API key \(header.apiKey.rawValue) is not served; ApiVersions lists what is")
             return
         }
@@ -185,10 +205,36 @@ package final class RequestDispatcher: ServerRequestHandler {
             }
             return
         }
+        guard loop.isServing || served.key.isOfPeers || PeerClientID.isPeer(header.clientID) else {
+            // As if it did not listen yet: what it knows of the cluster may be old.
+            loop.logger.debug("not let into the cluster yet", metadata: ["connection": "\(connection.id)"])
+            context.respond(with: .close)
+            return
+        }
         do throws(DecodeError) {
             try served.serve(&reader, context)
         } catch {
             context.reject("the request is malformed: \(error)")
+        }
+    }
+}
+
+extension APIKey {
+    /// What a released broker serves on the listener of controllers alone.
+    var isOfControllers: Bool {
+        switch self {
+        case .vote, .beginQuorumEpoch, .endQuorumEpoch, .fetchSnapshot, .updateRaftVoter, .brokerRegistration,
+            .brokerHeartbeat, .alterPartition, .allocateProducerIDs:
+            true
+        case _: false
+        }
+    }
+
+    /// What other nodes ask, and the exchange of versions that comes first.
+    fileprivate var isOfPeers: Bool {
+        switch self {
+        case .apiVersions, .fetch, .offsetForLeaderEpoch: true
+        case _: isOfControllers
         }
     }
 }

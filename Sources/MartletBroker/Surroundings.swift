@@ -1,7 +1,8 @@
 internal import Glibc
 package import MartletLogModel
 package import MartletStorage
-internal import NIOCore
+package import MartletTransport
+package import NIOCore
 package import NIOPosix
 
 /// What a broker takes from the machine under it: device, threads, time, chance. The simulator gives its own;
@@ -16,24 +17,47 @@ package struct Surroundings: Sendable {
     package var workPool: any WorkQueue
     package var clock: BrokerClock
     package var random: RandomSource
+    package var peers: any PeerNetwork
     /// Empty outside of the simulator's mutation table.
     package var suspended: SuspendedRules
 
     package init(
         disk: AnyDisk, flushPool: any WorkQueue, workPool: any WorkQueue, clock: BrokerClock, random: RandomSource,
-        suspended: SuspendedRules = []
+        peers: any PeerNetwork = MachineNetwork(), suspended: SuspendedRules = []
     ) {
         self.disk = disk
         self.flushPool = flushPool
         self.workPool = workPool
         self.clock = clock
         self.random = random
+        self.peers = peers
         self.suspended = suspended
     }
 
     static func machine(flushPool: NIOThreadPool, workPool: NIOThreadPool) -> Surroundings {
         Surroundings(
             disk: AnyDisk(PosixDisk()), flushPool: flushPool, workPool: workPool, clock: .machine, random: .system)
+    }
+}
+
+/// Opens connections to other brokers; the simulator gives its own.
+package protocol PeerNetwork: Sendable {
+    /// On `loop`, where `completion` runs too, possibly before this returns.
+    func connect(
+        to address: BrokerSettings.Address, on loop: any EventLoop, settings: ClientConnection.Settings,
+        completion: @escaping (Result<ClientConnection, ClientConnectionError>) -> Void)
+}
+
+/// Sockets of the machine.
+package struct MachineNetwork: PeerNetwork {
+    package init() {}
+
+    package func connect(
+        to address: BrokerSettings.Address, on loop: any EventLoop, settings: ClientConnection.Settings,
+        completion: @escaping (Result<ClientConnection, ClientConnectionError>) -> Void
+    ) {
+        ClientConnection.connect(
+            host: address.host, port: address.port, loop: loop, settings: settings, completion: completion)
     }
 }
 

@@ -12,9 +12,9 @@ package enum Features {
     /// `metadata.version` of Kafka 4.3 (4.3-IV0); 7 (3.3-IV3) is the oldest that Kafka 4 can read.
     package static let metadataVersionRange: ClosedRange<Int16> = 7...30
 
-    /// Levels this broker can work with. `kraft.version` 0 is the static quorum of one.
+    /// Levels this broker can work with. `kraft.version` 1 has the voters in the log, with their disks (KIP-853).
     package static let supported: [FeatureRange] = [
-        .init(name: quorumVersion, minimum: 0, maximum: 0),
+        .init(name: quorumVersion, minimum: 0, maximum: 1),
         .init(
             name: metadataVersion, minimum: metadataVersionRange.lowerBound,
             maximum: metadataVersionRange.upperBound),

@@ -50,6 +50,17 @@ extension MetadataQuorum {
         return leadership.isReady && leadership.proposals.count < QuorumLimits.waitingProposalLimit
     }
 
+    package var isLeader: Bool { leadership != nil }
+
+    /// Proposals that would be appended now, one after the other.
+    package var proposalRoom: Int {
+        guard let leadership, leadership.isReady else { return 0 }
+        return max(0, QuorumLimits.waitingProposalLimit - leadership.proposals.count)
+    }
+
+    /// Whether this node is the whole quorum: what it appends cannot be taken back by another.
+    package var isAlone: Bool { voters.isOnly(node) }
+
     /// When ``QuorumEvent/ticked`` is due at the latest; `nil` if only other events can change anything.
     package var nextDeadline: Instant? {
         switch state {

@@ -652,8 +652,12 @@ package struct PartitionReplica: ~Copyable {
 
     /// Lowest log start offset of all replicas: what DeleteRecords has reached everywhere. Nil while a follower has
     /// not told its own.
-    package var lowWatermark: Offset? {
-        guard let starts = leading({ $0.followers.map(\.logStartOffset) }) else { return nil }
+    package var lowWatermark: Offset? { lowWatermark { _ in true } }
+
+    /// Lowest log start offset of this replica and of those whose broker `isLive`: nobody waits for one that is gone,
+    /// it gets there when it comes back. Nil while one of them has not told its own.
+    package func lowWatermark(where isLive: (BrokerID) -> Bool) -> Offset? {
+        guard let starts = leading({ $0.followers.filter { isLive($0.broker) }.map(\.logStartOffset) }) else { return nil }
         var lowest = logStartOffset
         for start in starts {
             guard let start else { return nil }

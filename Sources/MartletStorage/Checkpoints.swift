@@ -189,16 +189,32 @@ package struct MetaProperties: Equatable, Sendable {
     package var clusterID: String
     package var nodeID: BrokerID
     package var directoryID: UniversalID
+    /// As what the directory was made; holds for its whole life.
+    package var origin: Origin
 
-    package init(clusterID: String, nodeID: BrokerID, directoryID: UniversalID) {
+    /// How the directory's node came to its cluster.
+    package enum Origin: String, Sendable {
+        /// It was the whole cluster.
+        case alone
+        /// As one of several that founded it: the voters by configuration count until the log names others.
+        case founded
+        /// It came to a cluster that existed: it is no proof that the node is one of its founders.
+        case joined
+    }
+
+    private static let originKey = "martlet.origin"
+
+    package init(clusterID: String, nodeID: BrokerID, directoryID: UniversalID, origin: Origin = .alone) {
         self.clusterID = clusterID
         self.nodeID = nodeID
         self.directoryID = directoryID
+        self.origin = origin
     }
 
     package func encode() -> ByteBuffer {
         ByteBuffer(
-            string: "#\nversion=1\ncluster.id=\(clusterID)\nnode.id=\(nodeID)\ndirectory.id=\(directoryID)\n")
+            string: "#\nversion=1\ncluster.id=\(clusterID)\nnode.id=\(nodeID)\ndirectory.id=\(directoryID)\n"
+                + (origin == .alone ? "" : "\(Self.originKey)=\(origin.rawValue)\n"))
     }
 
     package init?(decoding buffer: ByteBuffer) {
@@ -212,7 +228,14 @@ package struct MetaProperties: Equatable, Sendable {
             let node = values["node.id"].flatMap({ Int32($0) }),
             let directory = values["directory.id"].flatMap({ UniversalID($0) })
         else { return nil }
-        self.init(clusterID: String(cluster), nodeID: BrokerID(node), directoryID: directory)
+        var origin = Origin.alone
+        if let text = values[Substring(Self.originKey)] {
+            guard let known = Origin(rawValue: String(text)) else { return nil }
+            origin = known
+        }
+        self.init(
+            clusterID: String(cluster), nodeID: BrokerID(node), directoryID: directory,
+            origin: origin)
     }
 }
 

@@ -64,13 +64,14 @@ package final class LogDirectory<D: Disk>: Sendable {
     /// - Parameters:
     ///   - clusterID: nil accepts what `meta.properties` says; a new directory needs one.
     ///   - newDirectoryID: identity of a directory that has none yet.
+    ///   - origin: of a directory that has no identity yet.
     package static func open(
         _ path: String, disk: D, clusterID: String?, nodeID: BrokerID, newDirectoryID: UniversalID,
-        configuration: Configuration = Configuration()
+        origin: MetaProperties.Origin = .alone, configuration: Configuration = Configuration()
     ) throws(StorageError) -> LogDirectory {
         do {
             return try LogDirectory(
-                path, disk: disk, clusterID: clusterID, nodeID: nodeID, newDirectoryID: newDirectoryID,
+                path, disk: disk, clusterID: clusterID, nodeID: nodeID, newDirectoryID: newDirectoryID, origin: origin,
                 configuration: configuration)
         } catch let error as StorageError {
             throw error
@@ -83,7 +84,7 @@ package final class LogDirectory<D: Disk>: Sendable {
 
     private init(
         _ path: String, disk: D, clusterID: String?, nodeID: BrokerID, newDirectoryID: UniversalID,
-        configuration: Configuration
+        origin: MetaProperties.Origin, configuration: Configuration
     ) throws {
         self.path = path
         self.disk = disk
@@ -122,7 +123,8 @@ package final class LogDirectory<D: Disk>: Sendable {
             guard let clusterID else {
                 throw StorageError.directoryRefused("\(path) is new and no cluster id was given")
             }
-            meta = MetaProperties(clusterID: clusterID, nodeID: nodeID, directoryID: newDirectoryID)
+            meta = MetaProperties(
+                clusterID: clusterID, nodeID: nodeID, directoryID: newDirectoryID, origin: origin)
             try disk.replaceAtomically(metaPath, with: meta.encode())
         }
 
@@ -333,8 +335,11 @@ package final class LogDirectory<D: Disk>: Sendable {
 
     /// Writes the checkpoint files of all partitions; blocks on their flushes. Afterwards the proposed log
     /// starts are durable. Offsets never fall behind what a partition's owner has stored before the call.
-    package func writeCheckpoints() throws(StorageError) {
+    ///
+    /// - Parameter change: runs while nobody else writes the files, for offsets that fall.
+    package func writeCheckpoints(after change: () -> Void = {}) throws(StorageError) {
         let outcome: Result<Void, DiskError> = checkpointWriter.withLock { written in
+            change()
             let (checkpoints, emptied) = table.withLock {
                 ($0.checkpoints.values.sorted { $0.partition < $1.partition }, $0.foldersWithRows)
             }
@@ -592,4 +597,12 @@ package struct LogStartWork<D: Disk>: Sendable {
         if checkpoint.durableLogStart >= target { return }
         try directory.writeCheckpoints()
     }
+}
+
+/// Makes offsets durable that a log has asked for; see ``PartitionLog/allowGaps(upTo:)``.
+package struct CheckpointWork<D: Disk>: Sendable {
+    let directory: LogDirectory<D>
+
+    /// Blocks on the checkpoint files' flush.
+    package func run() throws(StorageError) { try directory.writeCheckpoints() }
 }

@@ -491,7 +491,7 @@ extension PartitionLog {
     }
 
     /// Copies everything from `position` of a segment on to the quarantine folder, once. Durable when it returns.
-    private func quarantine(fromSegment index: Int, position: Int, end: Offset) throws -> Int {
+    func quarantine(fromSegment index: Int, position: Int, end: Offset) throws -> Int {
         let target = directory.path + "/" + LogDirectory<D>.quarantineName + "/" + topicPartition.description
         var copied = 0
         var isThere = false
@@ -603,7 +603,8 @@ extension PartitionLog {
         setEnds(end, flushed: end)
         compactedEnd = min(compactedEnd, end)
         _ = checkpoint.logWasCut(to: end)
-        // Beside a follower's cut the one place where a recovery point falls: on an operator's word.
+        // Beside a follower's cut the one place where a recovery point falls: on an operator's word, or where another
+        // replica has the records.
         checkpoint.setRecoveryPoint(end)
         try directory.writeCheckpoints()
     }

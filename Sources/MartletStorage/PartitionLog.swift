@@ -47,6 +47,8 @@ package final class PartitionLog<D: Disk> {
     /// Closed segments with open files, the one used last at the end.
     var openSealed: [Segment<D>] = []
     var compactionIsUnderWay = false
+    /// Gaps between offsets before this are known to the device, see ``allowGaps(upTo:)``.
+    var gapsEnd: Offset
     /// Everything before this was compacted by this process; a start begins anew.
     var compactedEnd = Offset.zero
     /// Flush sequence that makes the folder's newest names durable.
@@ -98,6 +100,8 @@ package final class PartitionLog<D: Disk> {
     private struct SegmentStart {
         /// Its place among the staged batches.
         var index: Int
+        /// The log end before it, from which a follower's batch may be some way off: segments have no gap between them.
+        var baseOffset: Int64
         /// The producers' state before this batch, encoded.
         var snapshot: ByteBuffer
     }
@@ -144,7 +148,9 @@ package final class PartitionLog<D: Disk> {
         self.topicID = topicID
         self.configuration = configuration
         self.folder = directory.folder(of: topicPartition)
-        self.checkpoint = directory.checkpoint(of: topicPartition)
+        let checkpoint = directory.checkpoint(of: topicPartition)
+        self.checkpoint = checkpoint
+        gapsEnd = checkpoint.compactedEnd
         logStartOffset = checkpoint.durableLogStart
         logEndOffset = logStartOffset
         writtenEndOffset = logStartOffset
@@ -163,6 +169,7 @@ package final class PartitionLog<D: Disk> {
     /// What the checkpoint files know is of another topic of this name.
     func forgetCheckpoint() {
         checkpoint = directory.newCheckpoint(of: topicPartition)
+        gapsEnd = .zero
         logStartOffset = .zero
         setEnds(.zero, flushed: .zero)
     }
@@ -225,8 +232,13 @@ package final class PartitionLog<D: Disk> {
                     .corrupt(topicPartition, offset: Offset(header.baseOffset), detail: "unreadable marker: \(error)"))
             }
         }
-        enqueue(
-            batch, header: header, leaderEpoch: LeaderEpoch(header.partitionLeaderEpoch), now: now, marker: marker)
+        let epoch = LeaderEpoch(header.partitionLeaderEpoch)
+        if let last = leaderEpochs.entries.last, last.epoch > epoch, last.startOffset.rawValue >= header.baseOffset {
+            // Epochs that began here and wrote nothing: the leader knows better who wrote this offset.
+            stagedChanges.append(.leaderEpochs(before: leaderEpochs))
+            leaderEpochs.truncate(toEnd: Offset(header.baseOffset))
+        }
+        enqueue(batch, header: header, leaderEpoch: epoch, now: now, marker: marker)
     }
 
     func requireAppendable(_ byteCount: Int) throws(AppendError) {
@@ -246,9 +258,12 @@ package final class PartitionLog<D: Disk> {
     ) {
         let byteCount = batch.readableBytes
         if needsRoll(byteCount: byteCount, lastOffset: header.lastOffset, now: now) {
-            segmentStarts.append(SegmentStart(index: staged.count, snapshot: producers.encode()))
+            let isExpressible = header.lastOffset - logEndOffset.rawValue <= Int64(Int32.max)
+            let baseOffset = isExpressible ? logEndOffset.rawValue : header.baseOffset
+            segmentStarts.append(
+                SegmentStart(index: staged.count, baseOffset: baseOffset, snapshot: producers.encode()))
             plannedTail = PlannedTail(
-                baseOffset: header.baseOffset, size: 0, indexEntries: 0, bytesSinceEntry: 0, firstAppend: now)
+                baseOffset: baseOffset, size: 0, indexEntries: 0, bytesSinceEntry: 0, firstAppend: now)
         }
         if leaderEpoch.rawValue >= 0, leaderEpochs.isNew(leaderEpoch) {
             stagedChanges.append(.leaderEpochs(before: leaderEpochs))
@@ -323,8 +338,7 @@ package final class PartitionLog<D: Disk> {
                     // The room behind its end must go with the flush that makes it a closed segment.
                     if let target { _ = try target.file() }
                     let segment = try Segment(
-                        creatingIn: folder, disk: disk, baseOffset: Offset(staged[start].baseOffset),
-                        now: staged[start].now)
+                        creatingIn: folder, disk: disk, baseOffset: Offset(first.baseOffset), now: staged[start].now)
                     created.append(segment)
                     target = segment
                     position = 0
@@ -364,7 +378,7 @@ package final class PartitionLog<D: Disk> {
         for index in staged.indices {
             let batch = staged[index]
             if let start = starts.first, start.index == index {
-                if let sealed = segments.last { seal(sealed, snapshot: start.snapshot, at: Offset(batch.baseOffset)) }
+                if let sealed = segments.last { seal(sealed, snapshot: start.snapshot, at: Offset(start.baseOffset)) }
                 segments.append(created[starts.startIndex])
                 recent.removeAll()
                 unflushedNames = dirty.markDirectory(folder)
@@ -706,6 +720,9 @@ package final class PartitionLog<D: Disk> {
             if !result.lacksSmallFiles, unflushedAborted == nil { checkpoint.setRecoveryPoint(end) }
         }
     }
+
+    /// As last recorded, by this process or one before.
+    package var recordedHighWatermark: Offset { checkpoint.highWatermark }
 
     /// For the `replication-offset-checkpoint` file alone.
     package func recordHighWatermark(_ offset: Offset) { checkpoint.setHighWatermark(offset) }

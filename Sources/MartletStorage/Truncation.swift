@@ -12,6 +12,64 @@ extension PartitionLog {
         if leaderEpochs.assign(epoch, startOffset: logEndOffset), folderExists { markEpochsDirty() }
     }
 
+    /// End of the largest epoch of this log at or below `epoch`, as a follower compares it with its leader's: for an
+    /// epoch above all of this log the latest one, which ends at the log end.
+    package func epochEnd(atOrBelow epoch: LeaderEpoch) -> (epoch: LeaderEpoch, endOffset: Offset)? {
+        guard let latest = leaderEpochs.latest else { return nil }
+        if epoch >= latest { return (latest, logEndOffset) }
+        return leaderEpochs.endOffset(for: epoch, logEnd: logEndOffset)
+    }
+
+    /// Copies everything from `offset` on, from the batch that holds it, to the quarantine folder. Nothing may be staged.
+    /// Blocks on the disk and is durable when it returns.
+    package func quarantine(from offset: Offset) throws(StorageError) {
+        precondition(!hasStaged, "quarantine with staged batches")
+        guard offset < writtenEndOffset, !segments.isEmpty else { return }
+        do {
+            let place = try self.place(of: max(offset, logStartOffset))
+            recovery.quarantinedBytes += try quarantine(fromSegment: place.segment, position: place.position, end: place.end)
+        } catch let error as DiskError {
+            throw directory.record(error)
+        } catch let error as StorageError {
+            throw error
+        } catch {
+            throw .offline(topicPartition, detail: "\(error)")
+        }
+    }
+
+    /// Where the batch that holds `offset`, or is the first behind it, lies in its segment; `end` is where the log ends
+    /// without it: with the batch before, because compaction may have left a gap behind that, and no start takes a log
+    /// that ends in one.
+    private func place(of offset: Offset) throws -> (segment: Int, position: Int, end: Offset) {
+        let index = segmentIndex(for: offset)
+        let segment = segments[index]
+        var end = min(offset, segment.baseOffset)
+        guard offset > segment.baseOffset else { return (index, 0, end) }
+        let view = try self.view(of: segment)
+        var scanner = BatchScanner(view.file, end: segment.size, nonBlocking: false)
+        var position = 0
+        if checkpoint.compactedEnd <= segment.baseOffset {
+            position = try view.startPosition(for: offset, scanner: &scanner, nonBlocking: false) ?? 0
+        }
+        if position > 0, let header = try scanner.header(at: position) { end = Offset(header.baseOffset) }
+        while position < segment.size, let header = try scanner.header(at: position), header.lastOffset < offset.rawValue {
+            position += header.totalByteCount
+            end = Offset(header.lastOffset + 1)
+        }
+        return (index, position, end)
+    }
+
+    /// A follower of a compacted log is about to have gaps between offsets before `end`: run the work off the event loop
+    /// before the first of them is written, or a start after a crash takes it for damage; then call
+    /// ``gapsAreAllowed(upTo:)``. Nil when they are allowed already.
+    package func allowGaps(upTo end: Offset) -> CheckpointWork<D>? {
+        guard end > gapsEnd else { return nil }
+        checkpoint.raiseCompactedEnd(end, cutCount: checkpoint.cutCount)
+        return CheckpointWork(directory: directory)
+    }
+
+    package func gapsAreAllowed(upTo end: Offset) { gapsEnd = max(gapsEnd, end) }
+
     /// Durable when it returns: to a recovery, batches of older epochs behind where the file says that an epoch began
     /// are damage, and the next leader's history may have such.
     func forgetEpochs(from end: Offset) throws(DiskError) {
@@ -31,7 +89,7 @@ extension PartitionLog {
     package func truncate(to end: Offset) throws(StorageError) {
         precondition(!hasStaged && !isFlushUnderWay, "truncate with staged batches or during a flush")
         precondition(end >= logStartOffset, "truncate below the log start; use restart(at:)")
-        guard damage == nil else { return }
+        guard damage == nil, !checkpoint.isDeleted else { return }
         guard end < writtenEndOffset else {
             // An epoch that began here and wrote nothing.
             do {
@@ -41,27 +99,12 @@ extension PartitionLog {
             }
             return
         }
-        let index = segmentIndex(for: end)
-        let segment = segments[index]
-        // Where what is left ends: behind it compaction may have left a gap, and no start takes a log that ends in one.
-        var cutEnd = min(end, segment.baseOffset)
+        let cutEnd: Offset
         do {
-            var position = 0
-            if end > segment.baseOffset {
-                let view = try self.view(of: segment)
-                var scanner = BatchScanner(view.file, end: segment.size, nonBlocking: false)
-                if checkpoint.compactedEnd <= segment.baseOffset {
-                    position = try view.startPosition(for: end, scanner: &scanner, nonBlocking: false) ?? 0
-                }
-                if position > 0, let header = try scanner.header(at: position) { cutEnd = Offset(header.baseOffset) }
-                // A cut inside a batch takes the whole batch.
-                while position < segment.size, let header = try scanner.header(at: position),
-                    header.lastOffset < end.rawValue
-                {
-                    position += header.totalByteCount
-                    cutEnd = Offset(header.lastOffset + 1)
-                }
-            }
+            // A cut inside a batch takes the whole batch.
+            let (index, position, wholeEnd) = try place(of: end)
+            let segment = segments[index]
+            cutEnd = wholeEnd
             // Nothing is left of what was not deleted.
             if cutEnd < logStartOffset { return try restart(at: logStartOffset) }
             // First the promise that the disk has more, or a crash in between looks like damage.
@@ -88,6 +131,7 @@ extension PartitionLog {
             throw .offline(topicPartition, detail: "\(error)")
         }
         compactedEnd = min(compactedEnd, cutEnd)
+        gapsEnd = min(gapsEnd, cutEnd)
         let loweredCompactedEnd = checkpoint.logWasCut(to: cutEnd)
         snapshotOffsets.removeAll { $0 > cutEnd.rawValue }
         uncommittedMarkers.removeAll { $0.lastOffset >= cutEnd.rawValue }
@@ -112,7 +156,7 @@ extension PartitionLog {
     /// the disk and is durable when it returns; a crash before leaves an empty log at the former start, or less taken.
     package func restart(at start: Offset) throws(StorageError) {
         precondition(!hasStaged && !isFlushUnderWay, "restart with staged batches or during a flush")
-        guard damage == nil else { return }
+        guard damage == nil, !checkpoint.isDeleted else { return }
         do {
             // First the promise that the disk has more, or a crash in between looks like damage.
             let promised = min(logStartOffset, start)
@@ -132,6 +176,11 @@ extension PartitionLog {
             for offset in snapshotOffsets {
                 try disk.removeIfPresent(folder + "/" + LogFileName.make(offset, LogFileName.producerSnapshot))
             }
+            if start > .zero, !folderExists {
+                // A log that starts behind zero and has no folder would pass for a lost one.
+                try prepareFolder()
+                try disk.syncDirectory(directory.path)
+            }
         } catch let error as DiskError {
             throw directory.record(error)
         } catch let error as StorageError {
@@ -140,6 +189,7 @@ extension PartitionLog {
             throw .offline(topicPartition, detail: "\(error)")
         }
         compactedEnd = start
+        gapsEnd = start
         unflushedAborted = nil
         snapshotOffsets = []
         openSealed = []
@@ -148,7 +198,6 @@ extension PartitionLog {
         recent.removeAll()
         logStartOffset = start
         setEnds(start, flushed: start)
-        checkpoint.restart(at: start)
-        try directory.writeCheckpoints()
+        try directory.writeCheckpoints { checkpoint.restart(at: start) }
     }
 }

@@ -98,6 +98,24 @@ package final class ClientConnection: ChannelInboundHandler {
         }
     }
 
+    /// Takes over a channel that is connected already, and learns the broker's versions. Call on the channel's loop;
+    /// `completion` runs on it. Bytes of the peer must not come before the call.
+    package static func open(
+        on channel: any Channel, settings: Settings,
+        completion: @escaping (Result<ClientConnection, ClientConnectionError>) -> Void
+    ) {
+        channel.eventLoop.preconditionInEventLoop()
+        let connection = ClientConnection(loop: channel.eventLoop, settings: settings)
+        do {
+            try channel.pipeline.syncOperations.addHandler(connection)
+        } catch {
+            completion(.failure(.connectFailed(error)))
+            return
+        }
+        connection.channel = channel
+        connection.shakeHands(version: ApiVersionsRequest.versions.upperBound, completion)
+    }
+
     // MARK: State
 
     /// Whether requests can be sent.
@@ -197,7 +215,7 @@ package final class ClientConnection: ChannelInboundHandler {
             complete(.failure(.tooManyInFlight(limit: settings.inFlightLimit)))
             return
         }
-        let deadline = NIODeadline.now() + timeout
+        let deadline = loop.now + timeout
         pending.append(
             Pending(
                 correlationID: nextCorrelationID, api: api, deadline: deadline,
@@ -348,7 +366,7 @@ package final class ClientConnection: ChannelInboundHandler {
         sweep = nil
         sweepAt = .distantFuture
         guard failure == nil else { return }
-        let now = NIODeadline.now()
+        let now = loop.now
         if let late = pending.first(where: { $0.deadline <= now }) {
             end(.timedOut(api: late.api, milliseconds: late.milliseconds))
         } else if let next = pending.map(\.deadline).min() {

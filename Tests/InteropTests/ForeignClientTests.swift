@@ -87,11 +87,23 @@ import Testing
             environment: ["COPY_ROUNDS": "\(rounds)", "COPY_SEED": "\(seed)"])
     }
 
+    /// `Tools/test --long`: 200 rounds with a seed of their own, which the scenario prints.
+    @Test(
+        .enabled(if: ForeignClients.python != nil, ForeignClients.venvAbsent), .timeLimit(.minutes(90)),
+        arguments: Findings.scenarios("cluster"))
+    func `three brokers go on when one of them stops`(scenario: String) throws {
+        let rounds = BuildProducts.isLong ? 200 : 6
+        let seed = BuildProducts.isLong ? UInt32.random(in: 1...UInt32.max) : 20_260_131
+        try ForeignClients.hold(
+            "cluster", scenario, seconds: 240 + 20 * rounds,
+            environment: ["CLUSTER_ROUNDS": "\(rounds)", "CLUSTER_SEED": "\(seed)"])
+    }
+
     @Test(
         .enabled(if: ForeignClients.python != nil, ForeignClients.venvAbsent), .timeLimit(.minutes(1)),
         arguments: [
             "kcat_client", "confluent_client", "kafka_python_client", "aiokafka_client", "api_versions", "market",
-            "hostile", "crash", "share_client", "recorded_copy",
+            "hostile", "crash", "share_client", "recorded_copy", "cluster",
         ])
     func `every scenario of a script is listed in the findings, once`(script: String) throws {
         let listed = (Findings.read.holds[script] ?? []) + (Findings.read.doesNotHold[script] ?? [])

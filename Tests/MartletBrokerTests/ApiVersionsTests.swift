@@ -26,6 +26,22 @@ import Testing
         }
     }
 
+    /// Under this name other brokers ask, who see what clients do not.
+    private static let peer = "martlet-broker-7"
+
+    @Test func `what controllers say to each other is not for clients`() async throws {
+        try await withBroker { broker in
+            let versions = try WireClient(port: broker.address.port).call(ApiVersionsRequest(), version: 0)
+            #expect(!versions.apiKeys.contains { $0.apiKey == APIKey.vote.rawValue })
+            #expect(versions.apiKeys.contains { $0.apiKey == APIKey.describeQuorum.rawValue })
+            #expect(throws: WireClient.Failure.self) { try WireClient(port: broker.address.port).call(VoteRequest()) }
+            let peer = try WireClient(port: broker.address.port, clientID: Self.peer)
+            let told = try peer.call(ApiVersionsRequest(), version: 0)
+            #expect(told.apiKeys.contains { $0.apiKey == APIKey.vote.rawValue })
+            #expect(try peer.call(VoteRequest()).topics.isEmpty)
+        }
+    }
+
     /// A request with all fields at their defaults makes little sense, but each served key must answer it in
     /// every version it advertises, with a code of its own choice, instead of closing the connection.
     @Test func `every advertised key and version is answered`() async throws {
@@ -37,7 +53,7 @@ import Testing
                     let client = try WireClient(port: broker.address.port)
                     var writer = ProtocolWriter()
                     writer.buffer.writeInteger(Int32(0))
-                    try RequestHeader(apiKey: served.key, apiVersion: version, correlationID: 42, clientID: nil)
+                    try RequestHeader(apiKey: served.key, apiVersion: version, correlationID: 42, clientID: Self.peer)
                         .encode(into: &writer)
                     try served.encodeDefaultRequest(into: &writer, version: version)
                     writer.buffer.setInteger(Int32(writer.buffer.readableBytes - 4), at: 0)

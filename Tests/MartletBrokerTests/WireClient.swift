@@ -19,9 +19,11 @@ final class WireClient {
     }
 
     private let descriptor: CInt
+    private let clientID: String
     private var nextCorrelationID: Int32 = 1
 
-    init(port: Int) throws {
+    init(port: Int, clientID: String = "test") throws {
+        self.clientID = clientID
         descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
         // By its bytes: whose the fields of `sockaddr_in` are depends on what else this target imports.
         var address = ByteBuffer()
@@ -76,16 +78,16 @@ final class WireClient {
     func encoded<Request: KafkaRequest>(_ request: Request, version: Int16) throws -> ByteBuffer {
         let correlationID = nextCorrelationID
         nextCorrelationID += 1
-        return try Self.frame(request, version: version, correlationID: correlationID)
+        return try Self.frame(request, version: version, correlationID: correlationID, clientID: clientID)
     }
 
     static func frame<Request: KafkaRequest>(
-        _ request: Request, version: Int16, correlationID: Int32
+        _ request: Request, version: Int16, correlationID: Int32, clientID: String = "test"
     ) throws -> ByteBuffer {
         var writer = ProtocolWriter()
         writer.buffer.writeInteger(Int32(0))
         let header = RequestHeader(
-            apiKey: Request.apiKey, apiVersion: version, correlationID: correlationID, clientID: "test")
+            apiKey: Request.apiKey, apiVersion: version, correlationID: correlationID, clientID: clientID)
         try header.encode(into: &writer)
         try request.encode(into: &writer, version: version)
         writer.buffer.setInteger(Int32(writer.buffer.readableBytes - 4), at: 0)

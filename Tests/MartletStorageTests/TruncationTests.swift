@@ -1,4 +1,5 @@
 import MartletLogModel
+import MartletRecordBatch
 import MartletSimulatorKit
 import MartletStorage
 import Testing
@@ -130,5 +131,72 @@ import Testing
             if isDone { return }
         }
         Issue.record("the new beginning never finished")
+    }
+}
+
+extension TruncationTests {
+    private func log(_ disk: SimulatedDisk) throws -> (SimulatedDirectory, SimulatedLog) {
+        let directory = try Fixture.directory(disk)
+        let log = try Fixture.log(directory, .small(segmentBytes: 400))
+        for index in 0..<6 as Range<Int32> {
+            try Fixture.append(
+                log, Fixture.batch(count: 3, bytes: 20, seed: UInt64(index)), epoch: [0, 0, 2, 2, 5, 5][Int(index)])
+        }
+        return (directory, log)
+    }
+
+    @Test func `a follower knows the end of an epoch that it never saw`() throws {
+        let (_, log) = try log(SimulatedDisk())
+        #expect(log.epochEnd(atOrBelow: LeaderEpoch(9))?.epoch == LeaderEpoch(5))
+        #expect(log.epochEnd(atOrBelow: LeaderEpoch(9))?.endOffset == log.logEndOffset)
+        #expect(log.epochEnd(atOrBelow: LeaderEpoch(5))?.endOffset == log.logEndOffset)
+        #expect(log.epochEnd(atOrBelow: LeaderEpoch(4))?.epoch == LeaderEpoch(2))
+        #expect(log.epochEnd(atOrBelow: LeaderEpoch(4))?.endOffset == Offset(12))
+        #expect(log.leaderEpochs.endOffset(for: LeaderEpoch(9), logEnd: log.logEndOffset) == nil, "a client is not told")
+        let empty = try Fixture.log(Fixture.directory(SimulatedDisk()))
+        #expect(empty.epochEnd(atOrBelow: LeaderEpoch(0)) == nil)
+    }
+
+    @Test func `a replicated batch of an earlier epoch takes the place of one that began and wrote nothing`() throws {
+        let disk = SimulatedDisk()
+        let (_, log) = try log(disk)
+        let end = log.logEndOffset
+        log.beginEpoch(LeaderEpoch(8))
+        let batch = Fixture.batch()
+        RecordBatchPatch.assign(baseOffset: end.rawValue, leaderEpoch: 6, throughSharedStorageOf: batch)
+        try log.stageReplica(batch, header: try RecordBatchHeader(reading: batch), now: Fixture.now)
+        try log.writeStaged()
+        #expect(log.leaderEpochs.latest == LeaderEpoch(6))
+        #expect(log.leaderEpochs.epoch(at: end) == LeaderEpoch(6))
+        try Fixture.flush(log)
+        let again = try Fixture.log(Fixture.directory(disk.crashed(seed: 1)), .small(segmentBytes: 400))
+        #expect(again.leaderEpochs == log.leaderEpochs)
+    }
+
+    @Test func `a log that never had a record begins where it is told to, also after a power cut`() throws {
+        let disk = SimulatedDisk()
+        let directory = try Fixture.directory(disk)
+        try Fixture.log(directory).restart(at: Offset(7))
+        for seed in 0..<20 as Range<UInt64> {
+            let again = try Fixture.log(Fixture.directory(disk.crashed(seed: seed)))
+            #expect(again.logStartOffset == Offset(7))
+            #expect(again.logEndOffset == Offset(7))
+        }
+    }
+
+    @Test func `what is cut below the high watermark is kept aside first`() throws {
+        let disk = SimulatedDisk()
+        let (directory, log) = try log(disk)
+        let bytes = log.byteCount
+        try log.quarantine(from: Offset(7))
+        #expect(log.byteCount == bytes, "the log itself is as it was")
+        try log.truncate(to: Offset(7))
+        #expect(log.logEndOffset == Offset(6))
+        let folder = directory.path + "/" + SimulatedDirectory.quarantineName + "/" + log.topicPartition.description
+        var kept = 0
+        for name in try disk.list(folder) { kept += try disk.status(folder + "/" + name).size }
+        #expect(kept == bytes - log.byteCount)
+        try log.quarantine(from: log.logEndOffset)
+        #expect(try disk.list(folder).count > 0)
     }
 }

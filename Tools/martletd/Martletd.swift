@@ -25,6 +25,8 @@ struct Martletd: AsyncParsableCommand {
               martletd --listen 127.0.0.1:0 --data-dir /var/lib/martlet
               martletd --config /etc/martlet/martletd.properties --set num.partitions=3
               martletd --config /etc/martlet/martletd.properties --check-config
+              martletd --node-id 1 --cluster-id MkU3OEVBNTcwNTJENDM2Qg --voters 1@a:9092,2@b:9092,3@c:9092 \\
+                --listen 0.0.0.0:9092 --advertise a:9092 --new-cluster
             """,
         version: "0.1.0")
 
@@ -36,6 +38,24 @@ struct Martletd: AsyncParsableCommand {
 
     @Option(help: "Properties file with Kafka's broker configurations.")
     var config: String?
+
+    @Option(name: .customLong("node-id"), help: "Number of this node in its cluster. Default 0.")
+    var nodeID: Int32?
+
+    @Option(name: .customLong("cluster-id"), help: "Id of the cluster, the same on all its nodes; needed beyond one node.")
+    var clusterID: String?
+
+    @Option(help: "Voters of the metadata quorum, ID@HOST:PORT,...; needed beyond one node.")
+    var voters: String?
+
+    @Option(help: "HOST:PORT where clients and other nodes reach this one; needed beyond one node.")
+    var advertise: String?
+
+    @Flag(name: .customLong("new-cluster"), help: "With a new data directory: this node is one of those that found the cluster.")
+    var newCluster = false
+
+    @Flag(help: "With a new data directory: the cluster exists, and this node comes to it or has lost its disk.")
+    var join = false
 
     @Option(help: "Default of topics: fsync (an acknowledgement means on disk) or relaxed.")
     var durability: String?
@@ -82,7 +102,16 @@ struct Martletd: AsyncParsableCommand {
             configuration: ServiceGroupConfiguration(
                 services: [.init(service: BrokerService(broker: broker) { say("ready \(broker.address)") })],
                 gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
-        try await group.run()
+        let failure = try await withThrowingTaskGroup(of: String?.self) { tasks in
+            tasks.addTask {
+                let failure = await broker.failure()
+                if failure != nil { await group.triggerGracefulShutdown() }
+                return failure
+            }
+            try await group.run()
+            return try await tasks.next() ?? nil
+        }
+        if let failure { try fail(failure) }
     }
 
     private func resolve() throws(SettingsError) -> BrokerSettings {
@@ -107,6 +136,16 @@ struct Martletd: AsyncParsableCommand {
         if let durability { try settings.set("martlet.durability", durability, origin: "--durability") }
         if let listen { try settings.set("listeners", listen, origin: "--listen") }
         if let dataDirectory { try settings.set("log.dirs", dataDirectory, origin: "--data-dir") }
+        if let nodeID { try settings.set("node.id", "\(nodeID)", origin: "--node-id") }
+        if let advertise { try settings.set("advertised.listeners", advertise, origin: "--advertise") }
+        if let clusterID { try settings.setClusterID(clusterID, origin: "--cluster-id") }
+        if let voters { try settings.setVoters(voters, origin: "--voters") }
+        if newCluster, join {
+            throw SettingsError(
+                key: "join", reason: "--new-cluster and --join exclude each other: the cluster exists or it does not", origin: "--join")
+        }
+        if newCluster { settings.beginning = .newCluster }
+        if join { settings.beginning = .join }
         try settings.check()
         return settings
     }

@@ -47,6 +47,9 @@ public struct BrokerSettings: Sendable {
             self.init(host: host.isEmpty ? "0.0.0.0" : String(host), port: port)
         }
 
+        /// Not an address that others can connect to.
+        var isWildcard: Bool { host == "0.0.0.0" || host == "::" }
+
         public var description: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }
     }
 
@@ -58,6 +61,37 @@ public struct BrokerSettings: Sendable {
     public private(set) var values: [String: String] = [:]
     /// Bytes kept in a reserve file for the day the disk is full; 0 keeps none.
     public var reserveBytes = 32 * 1024 * 1024
+    /// A voter of the metadata quorum.
+    public struct Voter: Hashable, Sendable {
+        public var nodeID: Int32
+        public var address: Address
+
+        public init(nodeID: Int32, address: Address) {
+            self.nodeID = nodeID
+            self.address = address
+        }
+    }
+
+    /// What a data directory that is new means, where there are several nodes. A disk that was lost must not pass for
+    /// one that never was.
+    public enum Beginning: Sendable {
+        /// Refused.
+        case unspecified
+        /// The node is one of those that found the cluster.
+        case newCluster
+        /// The node comes to a cluster that exists, or comes back to it with an empty disk.
+        case join
+    }
+
+    /// The nodes that found the metadata quorum, this one included if it is one; empty for a node that stands alone.
+    /// Once the cluster runs its log says who the voters are; these are then the addresses to ask.
+    public private(set) var voters: [Voter] = []
+    /// Of a new data directory; one that exists must be of this cluster. `nil` draws one for a node that stands alone.
+    public private(set) var clusterID: String?
+    /// What a new data directory means.
+    public var beginning = Beginning.unspecified
+    /// A snapshot of the metadata is taken after so many records since the last, which bounds loading after a restart.
+    package var recordsPerMetadataSnapshot: Int64 = 50_000
     /// Threads that serve connections and partitions, at least 1; `nil` for one per core. For programs that embed
     /// a broker and share their cores with it.
     public var eventLoopCount: Int?
@@ -97,10 +131,66 @@ public struct BrokerSettings: Sendable {
         values[key] = normalized
     }
 
+    /// Takes `ID@HOST:PORT,…`, the voters of the metadata quorum.
+    public mutating func setVoters(_ text: String, origin: String) throws(SettingsError) {
+        var found: [Voter] = []
+        for entry in text.split(separator: ",", omittingEmptySubsequences: false) {
+            let parts = entry.split(separator: "@", maxSplits: 1)
+            guard parts.count == 2, let id = Int32(parts[0]), id >= 0, let address = Address(String(parts[1])),
+                address.port > 0, !address.isWildcard
+            else {
+                throw SettingsError(
+                    key: "voters", reason: "'\(entry)' is no voter; write ID@HOST:PORT with an address others can reach",
+                    origin: origin)
+            }
+            if found.contains(where: { $0.nodeID == id || $0.address == address }) {
+                throw SettingsError(
+                    key: "voters", reason: "'\(entry)' repeats an id or an address of another voter", origin: origin)
+            }
+            found.append(Voter(nodeID: id, address: address))
+        }
+        voters = found.sorted { $0.nodeID < $1.nodeID }
+    }
+
+    /// Takes the cluster's id: 22 characters, as `meta.properties` has it.
+    public mutating func setClusterID(_ text: String, origin: String) throws(SettingsError) {
+        guard let id = UniversalID(text), id != .zero else {
+            throw SettingsError(
+                key: "cluster.id", reason: "'\(text)' is no cluster id; write 22 characters of base64, such as \(Self.exampleID)",
+                origin: origin)
+        }
+        clusterID = id.description
+    }
+
+    private static let exampleID = "MkU3OEVBNTcwNTJENDM2Qg"
+
+    /// Whether this node is to be one of several.
+    package var isPartOfCluster: Bool { beginning == .join || voters.contains { $0.nodeID != nodeID.rawValue } }
+
     /// Rules between values, once all sources are read.
     public func check() throws(SettingsError) {
+        try checkCluster()
         if let conflict = BrokerConfigTable.conflict({ values[$0] }) {
             throw SettingsError(key: conflict.key, reason: conflict.reason, origin: "all settings together")
+        }
+    }
+
+    private func checkCluster() throws(SettingsError) {
+        if beginning == .join, voters.isEmpty {
+            throw SettingsError(
+                key: "voters", reason: "a node that joins needs --voters to know whom to ask", origin: "--join")
+        }
+        guard isPartOfCluster else { return }
+        guard values[BrokerConfigName.nodeID] != nil else {
+            throw SettingsError(
+                key: BrokerConfigName.nodeID, reason: "a node of several needs --node-id, a number of its own",
+                origin: "--voters")
+        }
+        guard let advertised, advertised.port > 0, !advertised.isWildcard else {
+            throw SettingsError(
+                key: BrokerConfigName.advertisedListeners,
+                reason: "a node of several needs --advertise HOST:PORT, where the others and clients reach it",
+                origin: "--voters")
         }
     }
 

@@ -31,6 +31,30 @@ package enum MetadataLog {
         package var controlBatches: [RecoveredQuorum.ControlBatchAt] = []
     }
 
+    /// What a snapshot holds.
+    struct Snapshot: Sendable {
+        var records: [MetadataRecord] = []
+        /// `nil` for those of before the quorum.
+        var membership: QuorumMembership?
+    }
+
+    /// Of a snapshot that is still being fetched.
+    static let partSuffix = ".part"
+
+    /// The bytes of a snapshot; checksums, header and footer are checked.
+    static func read(snapshot bytes: ByteBuffer, end: Offset) throws -> Snapshot {
+        let batches = try ControlBatch.split(bytes)
+        guard batches.last?.controlRecords == [.snapshotFooter] else {
+            throw MetadataLogError(description: "the metadata snapshot at \(end) is cut short")
+        }
+        var snapshot = Snapshot()
+        for batch in batches {
+            snapshot.records += try records(in: batch).map(\.record)
+            snapshot.membership = membership(snapshot.membership, batch.controlRecords)
+        }
+        return snapshot
+    }
+
     /// Newest snapshot, if any, then the log behind it.
     package static func load(
         _ log: PartitionLog<AnyDisk>, disk: AnyDisk
@@ -38,42 +62,56 @@ package enum MetadataLog {
         var loaded = Loaded()
         if let snapshot = try newestSnapshot(in: log.folder, disk: disk) {
             loaded.snapshot = snapshot.id
-            let batches = try ControlBatch.split(snapshot.bytes)
-            guard batches.last?.controlRecords == [.snapshotFooter] else {
-                throw MetadataLogError(
-                    description: "the snapshot at \(snapshot.id.offset) in \(log.folder) is cut short; restore the file")
+            let found: Snapshot
+            do {
+                found = try read(snapshot: snapshot.bytes, end: snapshot.id.offset)
+            } catch {
+                throw MetadataLogError(description: "\(error) in \(log.folder); restore the file")
             }
-            for batch in batches {
-                // The snapshot covers everything below its end; its records count as of the last offset covered.
-                let offset = Offset(snapshot.id.offset.rawValue - 1)
-                for (record, _) in try records(in: batch) { loaded.records.append((record, offset)) }
-                loaded.snapshotMembership = membership(loaded.snapshotMembership, batch.controlRecords)
-            }
+            // The snapshot covers everything below its end; its records count as of the last offset covered.
+            let offset = Offset(snapshot.id.offset.rawValue - 1)
+            loaded.records = found.records.map { ($0, offset) }
+            loaded.snapshotMembership = found.membership
         }
-        var next = max(log.logStartOffset, loaded.snapshot?.offset ?? log.logStartOffset)
+        let next = max(log.logStartOffset, loaded.snapshot?.offset ?? log.logStartOffset)
         if let end = loaded.snapshot?.offset, log.logStartOffset > end {
             throw MetadataLogError(
                 description: "the metadata log starts at \(log.logStartOffset), beyond its newest snapshot at \(end)")
         }
-        while next < log.logEndOffset {
-            let region = try log.locate(
-                from: next, upTo: log.logEndOffset, maxBytes: readByteCount, minOneBatch: true)
+        try forEachBatch(in: log, from: next, upTo: log.logEndOffset) { batch in
+            loaded.records += try records(in: batch).filter { $0.offset >= next }
+            if !batch.controlRecords.isEmpty {
+                loaded.controlBatches.append(.init(offset: batch.baseOffset, records: batch.controlRecords))
+            }
+        }
+        return loaded
+    }
+
+    /// The metadata records from `start` to `end`, exclusive; one call of `body` per batch.
+    static func replay(
+        _ log: PartitionLog<AnyDisk>, from start: Offset, upTo end: Offset,
+        _ body: ([(record: MetadataRecord, offset: Offset)]) throws -> Void
+    ) throws {
+        try forEachBatch(in: log, from: start, upTo: end) { batch in
+            let found = try records(in: batch).filter { $0.offset >= start && $0.offset < end }
+            if !found.isEmpty { try body(found) }
+        }
+    }
+
+    private static func forEachBatch(
+        in log: PartitionLog<AnyDisk>, from start: Offset, upTo end: Offset, _ body: (LogBatch) throws -> Void
+    ) throws {
+        var next = start
+        while next < end {
+            let region = try log.locate(from: next, upTo: end, maxBytes: readByteCount, minOneBatch: true)
             guard region.byteCount > 0 else {
                 throw MetadataLogError(description: "the metadata log has no batch at offset \(next)")
             }
             var bytes = ByteBuffer()
             _ = try region.read(into: &bytes, nonBlocking: false)
-            for batch in try ControlBatch.split(bytes) where batch.endOffset > next {
-                for (record, offset) in try records(in: batch) where offset >= next {
-                    loaded.records.append((record, offset))
-                }
-                if !batch.controlRecords.isEmpty {
-                    loaded.controlBatches.append(.init(offset: batch.baseOffset, records: batch.controlRecords))
-                }
-            }
+            for batch in try ControlBatch.split(bytes) where batch.endOffset > next { try body(batch) }
             next = region.nextOffset
         }
-        return loaded
     }
 
     private static func records(in batch: LogBatch) throws -> [(record: MetadataRecord, offset: Offset)] {

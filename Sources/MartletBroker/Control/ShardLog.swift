@@ -69,6 +69,10 @@ final class ShardLog<Owner: ShardOwner>: @unchecked Sendable {
     /// Counts the cores: what an earlier one ordered is not for this one.
     private(set) var incarnation = 0
     private var inFlightAppendCount = 0
+    /// Of the leadership that the core was loaded in; nil where there is no other broker that could lead.
+    private var leaderEpoch: LeaderEpoch?
+    /// The log's end may not be committed, and what is not may not be replayed.
+    private var awaitsHighWatermark = false
     /// The next try to load without a request.
     private var nextAttempt: Scheduled<Void>?
 
@@ -93,11 +97,16 @@ final class ShardLog<Owner: ShardOwner>: @unchecked Sendable {
     // MARK: Requests
 
     func submit(_ id: RequestID, _ request: Owner.Request) {
+        if isActive, leaderEpoch != nil, loop.existingPartition(key)?.leaderEpoch != leaderEpoch {
+            // Somebody else has decided since.
+            discard()
+            phase = .idle
+        }
         switch phase {
         case .active:
             owner.serve(id, request)
         case .loading(var queue):
-            guard queue.count < Self.loadingQueueLimit else {
+            guard queue.count < Self.loadingQueueLimit, !awaitsHighWatermark else {
                 return owner.refuse(id, request, .coordinatorLoadInProgress)
             }
             queue.append((id, request))
@@ -148,6 +157,8 @@ final class ShardLog<Owner: ShardOwner>: @unchecked Sendable {
 
     private func discard() {
         incarnation += 1
+        leaderEpoch = nil
+        awaitsHighWatermark = false
         owner.discardCore()
     }
 
@@ -223,7 +234,42 @@ final class ShardLog<Owner: ShardOwner>: @unchecked Sendable {
     // MARK: Loading
 
     private func load() {
-        whenOpen { log in self.load(log, from: log.logStartOffset, end: log.logEndOffset, after: []) }
+        awaitsHighWatermark = false
+        whenOpen { log in
+            guard let partition = self.loop.existingPartition(self.key), partition.isReplicated else {
+                return self.load(log, from: log.logStartOffset, end: log.logEndOffset, after: [])
+            }
+            guard let epoch = partition.leaderEpoch else { return self.refuseLoading(.notCoordinator) }
+            guard let mark = partition.visibleEnd, mark >= log.logEndOffset else {
+                return self.awaitHighWatermark(partition)
+            }
+            self.leaderEpoch = epoch
+            self.load(log, from: log.logStartOffset, end: mark, after: [])
+        }
+    }
+
+    /// A new leader must first know that all it has is committed: a core that believed less would decide again what is
+    /// decided, one that believed more would tell what may vanish.
+    private func awaitHighWatermark(_ partition: Partition) {
+        guard case .loading(let queue) = phase else { return }
+        awaitsHighWatermark = true
+        phase = .loading([])
+        let incarnation = self.incarnation
+        partition.whenAdvanced {
+            // Never at once: whoever wakes is in the middle of something.
+            self.loop.eventLoop.assumeIsolated().execute {
+                if incarnation == self.incarnation, self.awaitsHighWatermark { self.load() }
+            }
+        }
+        for (id, request) in queue { owner.refuse(id, request, .coordinatorLoadInProgress) }
+    }
+
+    /// Nothing is wrong with the log, but it is not for this broker to read.
+    private func refuseLoading(_ code: ErrorCode) {
+        guard case .loading(let queue) = phase else { return }
+        discard()
+        phase = .idle
+        for (id, request) in queue { owner.refuse(id, request, code) }
     }
 
     /// Runs `body` with the open log, unless this core is given up before or the log cannot be opened.

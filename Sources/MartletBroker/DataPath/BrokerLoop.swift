@@ -53,6 +53,11 @@ package final class BrokerLoop: @unchecked Sendable {
     /// Share partitions whose partition lives here.
     package private(set) lazy var sharePartitions = SharePartitions(loop: self)
     private var partitions: [PartitionKey: Partition] = [:]
+    /// Partitions with replicas on other brokers too.
+    var replicas = LoopReplicas()
+    /// Asks the leaders elsewhere; nil before ``install(fetchers:proposals:)``.
+    private(set) var replicaFetchers: (any ReplicaFetching)?
+    private(set) var inSyncProposals: (any InSyncProposing)?
     private var connections: [UInt64: ServerConnection] = [:]
     private var dirty: [Partition] = []
     private var turnEndScheduled = false
@@ -65,9 +70,14 @@ package final class BrokerLoop: @unchecked Sendable {
     private var refusals = RefusalLog()
     /// Whether unopened partitions are being swept; see ``sweepRetention()``.
     var sweepsUnopened = false
+    /// What this loop asks of other brokers.
+    private(set) lazy var peers = PeerRequests(
+        eventLoop: eventLoop, network: services.peers, nodeID: services.settings.nodeID)
     /// Patterns of transactional ids take turns here.
     package private(set) lazy var patternTurns = PatternTurns(eventLoop: eventLoop)
     package private(set) var isStopping = false
+    /// Whether clients are served; see ``BrokerServices/servesAtOnce``.
+    package private(set) var isServing: Bool
     private var isClosingConnections = false
 
     package init(index: Int, eventLoop: any EventLoop, services: BrokerServices, loopCount: Int) {
@@ -76,6 +86,7 @@ package final class BrokerLoop: @unchecked Sendable {
         self.services = services
         self.logger = services.logger
         self.image = MetadataImage(localBroker: services.settings.nodeID)
+        self.isServing = services.servesAtOnce
         self.outgoing = Array(repeating: Parcel(), count: loopCount)
     }
 
@@ -95,15 +106,29 @@ package final class BrokerLoop: @unchecked Sendable {
 
     package var monotonicTime: Instant { Instant(nanoseconds: Int64(clamping: eventLoop.now.uptimeNanoseconds)) }
 
+    /// What connects the partitions of this loop with other brokers. From here on followers fetch, and leaders change
+    /// their in-sync sets.
+    func install(fetchers: any ReplicaFetching, proposals: any InSyncProposing) {
+        eventLoop.preconditionInEventLoop()
+        replicaFetchers = fetchers
+        inSyncProposals = proposals
+        for (_, partition) in inOrder { partition.joinFetcher() }
+    }
+
     // MARK: Messages
+
+    /// The broker is let into its cluster.
+    func beginServing() { isServing = true }
 
     /// Runs `body` on this loop.
     package func post(_ body: @escaping @Sendable (BrokerLoop) -> Void) {
         eventLoop.execute { body(self) }
     }
 
-    /// - Parameter deletedTopics: names of topics that are gone since the image before.
-    package func apply(_ image: MetadataImage, deletedTopics: [String] = []) {
+    /// - Parameters:
+    ///   - deletedTopics: names of topics that are gone since the image before.
+    ///   - delta: all that has changed since, if that is known: then not every partition is looked at.
+    package func apply(_ image: MetadataImage, deletedTopics: [String] = [], delta: MetadataDelta? = nil) {
         eventLoop.preconditionInEventLoop()
         let previous = self.image
         self.image = image
@@ -113,6 +138,11 @@ package final class BrokerLoop: @unchecked Sendable {
             || !deletedTopics.isEmpty
         {
             groups.topicsChanged()
+        }
+        if image.brokers.count > 1 {
+            groups.leadersChanged()
+            transactions.leadersChanged()
+            shareStates.leadersChanged()
         }
         let groupsChanged = previous.groupConfigurationNumber != image.groupConfigurationNumber
         if previous.brokerConfiguration != image.brokerConfiguration || groupsChanged {
@@ -140,10 +170,25 @@ package final class BrokerLoop: @unchecked Sendable {
                 continue
             }
             let old = previous.topic(id: key.topicID)
-            if old?.configuration != topic.configuration || old?.partition(key.partition) != registration {
+            if hasMovedAway(old?.partition(key.partition), registration) {
+                partitions[key] = nil
+                partition.movedAway()
+                continue
+            }
+            if old?.configuration != topic.configuration || old?.partition(key.partition) != registration
+                || previous.usesEligibleLeaderReplicas != image.usesEligibleLeaderReplicas
+            {
                 partition.metadataChanged(topic: topic, registration: registration)
             }
         }
+        replicasChanged(since: previous, delta)
+    }
+
+    /// The metadata takes a replica away from this broker. What was never its own, or what it had before this process
+    /// began, is left alone.
+    private func hasMovedAway(_ old: PartitionImage?, _ new: PartitionImage) -> Bool {
+        let local = services.settings.nodeID
+        return old?.replicas.contains(local) == true && !new.replicas.contains(local)
     }
 
     /// Moves a deleted partition's folder away at once, so that a topic of the same name finds none, and
@@ -172,12 +217,13 @@ package final class BrokerLoop: @unchecked Sendable {
     // MARK: Partitions
 
     /// The partition's shell; opened from disk in the background on first use. `nil` if the metadata knows
-    /// no such partition.
+    /// no such partition, or no replica of it on this broker.
     package func partition(_ key: PartitionKey) -> Partition? {
         eventLoop.preconditionInEventLoop()
         if let partition = partitions[key] { return partition }
         guard !isStopping, let topic = image.topic(id: key.topicID),
-            let registration = topic.partition(key.partition)
+            let registration = topic.partition(key.partition),
+            registration.replicas.contains(services.settings.nodeID)
         else { return nil }
         let partition = Partition(key: key, topic: topic, registration: registration, loop: self)
         partitions[key] = partition
@@ -185,9 +231,12 @@ package final class BrokerLoop: @unchecked Sendable {
         return partition
     }
 
-    /// What to answer where ``partition(_:)`` gave `nil`. A broker that stops must not pass for a deleted
-    /// topic: clients give up on the one and look for another leader, or wait, on the other.
-    package var absence: ErrorCode { isStopping ? .notLeaderOrFollower : .unknownTopicOrPartition }
+    /// What to answer where ``partition(_:)`` gave `nil`. A broker that stops, or has no replica, must not pass for a
+    /// deleted topic: clients give up on the one and look for another leader, or wait, on the other.
+    package func absence(of key: PartitionKey) -> ErrorCode {
+        let isKnown = image.topic(id: key.topicID)?.partition(key.partition) != nil
+        return isStopping || isKnown ? .notLeaderOrFollower : .unknownTopicOrPartition
+    }
 
     /// The partition if it is open or opening already.
     package func existingPartition(_ key: PartitionKey) -> Partition? { partitions[key] }
@@ -272,7 +321,8 @@ package final class BrokerLoop: @unchecked Sendable {
             let result =
                 isStopping
                 ? ProduceResult(error: .notLeaderOrFollower, message: "the broker is shutting down")
-                : ProduceResult(error: .unknownTopicOrPartition, message: "the topic was deleted")
+                : ProduceResult(
+                    error: absence(of: item.key), message: "the topic was deleted, or has moved to other brokers")
             complete(ProduceCompletion(request: request, index: item.index, result: result))
             return
         }
@@ -371,6 +421,8 @@ package final class BrokerLoop: @unchecked Sendable {
         transactions.stop()
         sharePartitions.stop()
         shareStates.stop()
+        stopReplicas()
+        peers.close()
         endTurn()
         let closing = inOrder.map { $0.partition.close(clean: clean) }
         partitions = [:]

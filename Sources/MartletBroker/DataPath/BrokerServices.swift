@@ -15,9 +15,16 @@ package final class BrokerServices: Sendable {
     package var workPool: any WorkQueue { surroundings.workPool }
     package var clock: BrokerClock { surroundings.clock }
     package var random: RandomSource { surroundings.random }
+    package var peers: any PeerNetwork { surroundings.peers }
     package var suspended: SuspendedRules { surroundings.suspended }
     package let directory: LogDirectory<AnyDisk>
     package let controller: ControllerShell
+    package let controllerChannel: ControllerChannel
+    package let lifecycle: BrokerLifecycle
+    /// Epoch of the present registration of this broker; -1 before there is one. Thread-safe.
+    package var brokerEpoch: Int64 { lifecycle.brokerEpoch }
+    /// Whether loops serve clients from their start on: a node of several is let into its cluster first.
+    package let servesAtOnce: Bool
     package let producerIDs = ProducerIDBlocks()
     package let loops: LoopRegistry
     package let folders = FolderHolds()
@@ -26,7 +33,8 @@ package final class BrokerServices: Sendable {
 
     package init(
         settings: BrokerSettings, logger: Logger, budget: MemoryBudget, surroundings: Surroundings,
-        directory: LogDirectory<AnyDisk>, controller: ControllerShell, loops: LoopRegistry
+        directory: LogDirectory<AnyDisk>, controller: ControllerShell, controllerChannel: ControllerChannel,
+        lifecycle: BrokerLifecycle, servesAtOnce: Bool, loops: LoopRegistry
     ) {
         self.settings = settings
         self.logger = logger
@@ -34,6 +42,9 @@ package final class BrokerServices: Sendable {
         self.surroundings = surroundings
         self.directory = directory
         self.controller = controller
+        self.controllerChannel = controllerChannel
+        self.lifecycle = lifecycle
+        self.servesAtOnce = servesAtOnce
         self.loops = loops
     }
 }

@@ -1,6 +1,7 @@
 internal import Glibc
 internal import Logging
 internal import MartletLogModel
+internal import MartletReplication
 package import MartletStorage
 package import NIOCore
 
@@ -15,11 +16,12 @@ package enum FetchReader {
     /// Reads `items`, which all live on `loop`, and answers once with their results in order.
     ///
     /// - Parameters:
+    ///   - isRepeated: the same request has asked these partitions before.
     ///   - maxBytes: bound over all items; the first one with records may exceed it by one batch.
     ///   - waiter: registered with each partition that has less than its `minBytes` to read, under its index in `indexes`.
     package static func read(
-        _ items: [FetchItem], maxBytes: Int, on loop: BrokerLoop, waiter: FetchRequestState?, at indexes: [Int],
-        answer: @escaping ([FetchResult]) -> Void
+        _ items: [FetchItem], isRepeated: Bool, maxBytes: Int, on loop: BrokerLoop, waiter: FetchRequestState?,
+        at indexes: [Int], answer: @escaping ([FetchResult]) -> Void
     ) {
         // The common case, all partitions open, answers synchronously.
         var partitions: [Partition?] = []
@@ -33,16 +35,20 @@ package enum FetchReader {
         }
         guard opening.isEmpty else {
             let counter = Countdown(opening.count) {
-                answer(readOpen(items, partitions, maxBytes: maxBytes, on: loop, waiter: waiter, at: indexes))
+                answer(
+                readOpen(
+                    items, partitions, isRepeated: isRepeated, maxBytes: maxBytes, on: loop, waiter: waiter, at: indexes))
             }
             for partition in opening { partition.whenOpen { _ in counter.countDown() } }
             return
         }
-        answer(readOpen(items, partitions, maxBytes: maxBytes, on: loop, waiter: waiter, at: indexes))
+        answer(
+                readOpen(
+                    items, partitions, isRepeated: isRepeated, maxBytes: maxBytes, on: loop, waiter: waiter, at: indexes))
     }
 
     private static func readOpen(
-        _ items: [FetchItem], _ partitions: [Partition?], maxBytes: Int, on loop: BrokerLoop,
+        _ items: [FetchItem], _ partitions: [Partition?], isRepeated: Bool, maxBytes: Int, on loop: BrokerLoop,
         waiter: FetchRequestState?, at indexes: [Int]
     ) -> [FetchResult] {
         var results: [FetchResult] = []
@@ -51,10 +57,11 @@ package enum FetchReader {
         var isFirst = true
         for (position, item) in items.enumerated() {
             guard let partition = partitions[position] else {
-                results.append(FetchResult(error: loop.absence))
+                results.append(FetchResult(error: loop.absence(of: item.key)))
                 continue
             }
-            let result = partition.fetch(item, maxBytes: left, minOneBatch: isFirst, inlineByteLimit: inlineByteLimit)
+            let result = partition.fetch(
+                item, isRepeated: isRepeated, maxBytes: left, minOneBatch: isFirst, inlineByteLimit: inlineByteLimit)
             let size = result.byteCount
             if size > 0 {
                 isFirst = false
@@ -62,7 +69,8 @@ package enum FetchReader {
             }
             // What is here may be too little for the request: more of it is news as well.
             if let waiter, size < waiter.minBytes, result.error == .none {
-                partition.addFetchWaiter(FetchWaiter(fetch: waiter, index: indexes[position]))
+                let knownMark = item.replica.map { $0.knownMark ?? Offset(result.highWatermark) }
+                partition.addFetchWaiter(FetchWaiter(fetch: waiter, index: indexes[position], knownMark: knownMark))
             }
             results.append(result)
         }
@@ -98,18 +106,28 @@ package enum FetchReader {
 }
 
 extension Partition {
-    /// Reads one partition of a Fetch request: whole batches below the high watermark.
-    func fetch(_ item: FetchItem, maxBytes: Int, minOneBatch: Bool, inlineByteLimit: Int) -> FetchResult {
+    /// Reads one partition of a Fetch request: whole batches, for consumers below the high watermark.
+    ///
+    /// - Parameter isRepeated: the same request has asked before: what it says of a follower was heard then.
+    func fetch(
+        _ item: FetchItem, isRepeated: Bool = false, maxBytes: Int, minOneBatch: Bool, inlineByteLimit: Int
+    ) -> FetchResult {
         let log: PartitionLog<AnyDisk>
         switch openLog {
         case .success(let open): log = open
         case .failure(let unavailable): return FetchResult(error: unavailable.code)
         }
         noteUse()
-        let leadership = checkLeadership(currentLeaderEpoch: item.currentLeaderEpoch)
-        guard leadership == .none else { return FetchResult(error: leadership) }
+        let limits = ReadLimits(
+            maxBytes: min(maxBytes, item.partitionMaxBytes), minOneBatch: minOneBatch, inlineByteLimit: inlineByteLimit)
+        if let replica = item.replica { return fetch(item, for: replica, isRepeated: isRepeated, log, limits) }
+        let leadership =
+            item.mayReadFollower
+            ? checkEpoch(currentLeaderEpoch: item.currentLeaderEpoch)
+            : checkLeadership(currentLeaderEpoch: item.currentLeaderEpoch)
+        guard leadership == .none else { return refusal(leadership) }
+        guard let mark = visibleEnd else { return FetchResult(error: .offsetNotAvailable) }
         var result = FetchResult()
-        let mark = highWatermark
         let stable = log.lastStableOffset(highWatermark: mark)
         result.highWatermark = mark.rawValue
         result.lastStableOffset = stable.rawValue
@@ -129,11 +147,100 @@ extension Partition {
             return result
         }
         guard item.fetchOffset >= log.logStartOffset.rawValue, item.fetchOffset <= mark.rawValue else {
-            result.error = .offsetOutOfRange
+            // What a follower does not know to be committed yet may be read there soon (KIP-392).
+            let isAhead = leaderEpoch == nil && item.fetchOffset > mark.rawValue
+            result.error =
+                isAhead && item.fetchOffset <= log.writtenEndOffset.rawValue ? .offsetNotAvailable : .offsetOutOfRange
             return result
         }
-        let limit = min(maxBytes, item.partitionMaxBytes)
-        guard item.fetchOffset < bound.rawValue, limit > 0 || minOneBatch else { return result }
+        if let rack = item.rack, let preferred = preferredReplica(from: Offset(item.fetchOffset), rack: rack) {
+            result.preferredReplica = preferred.rawValue
+            result.isUrgent = true
+            return result
+        }
+        read(item, log, upTo: bound, limits, into: &result)
+        return result
+    }
+
+    /// What one partition may add to an answer.
+    private struct ReadLimits {
+        var maxBytes: Int
+        var minOneBatch: Bool
+        var inlineByteLimit: Int
+    }
+
+    private func refusal(_ code: ErrorCode) -> FetchResult {
+        var result = FetchResult(error: code)
+        if code == .notLeaderOrFollower || code == .fencedLeaderEpoch {
+            result.leader = unavailable(.notLeaderOrFollower).leader
+        }
+        return result
+    }
+
+    /// A follower's fetch acknowledges what is before its offset, once, and reads everything that is written.
+    private func fetch(
+        _ item: FetchItem, for follower: ReplicaItem, isRepeated: Bool, _ log: PartitionLog<AnyDisk>,
+        _ limits: ReadLimits
+    ) -> FetchResult {
+        let fetch = follower.fetch
+        let answer: FollowerFetchAnswer
+        if isRepeated {
+            answer = answerAgain(fetch, log)
+        } else {
+            let known = fetch.lastFetchedEpoch.flatMap {
+                log.leaderEpochs.endOffset(for: $0, logEnd: log.writtenEndOffset)
+            }
+            answer = replica.followerFetched(
+                fetch, standing: loop.image.standing(of: fetch.replica),
+                epochEnd: known.map { EpochEnd(epoch: $0.epoch, endOffset: $0.endOffset) }, now: loop.monotonicTime,
+                into: &effects)
+            runEffects()
+            checkLowWatermark()
+        }
+        var result = FetchResult()
+        let mark = replica.highWatermark
+        switch answer {
+        case .refused(let code):
+            result = refusal(code)
+            if code == .offsetOutOfRange { result.logStartOffset = log.logStartOffset.rawValue }
+        case .diverging(let end):
+            result.highWatermark = mark.rawValue
+            result.logStartOffset = log.logStartOffset.rawValue
+            result.divergingEpoch = (end.epoch.rawValue, end.endOffset.rawValue)
+        case .records(let from, let end):
+            result.highWatermark = mark.rawValue
+            result.logStartOffset = log.logStartOffset.rawValue
+            if let damage = log.damage, from >= damage.offset {
+                result.error = .kafkaStorageError
+                return result
+            }
+            // Of a mark that moved it hears at once: consumers may read there, and it may lead next.
+            if let known = follower.knownMark, mark > known { result.isUrgent = true }
+            read(item, log, upTo: end, limits, into: &result)
+        }
+        return result
+    }
+
+    /// To a follower that has waited: its fetch was heard before, but the role may be another since.
+    private func answerAgain(_ fetch: FollowerFetch, _ log: PartitionLog<AnyDisk>) -> FollowerFetchAnswer {
+        guard let epoch = replica.leaderEpoch else { return .refused(.notLeaderOrFollower) }
+        guard fetch.leaderEpoch == epoch else {
+            return .refused(fetch.leaderEpoch < epoch ? .fencedLeaderEpoch : .unknownLeaderEpoch)
+        }
+        guard fetch.offset >= log.logStartOffset, fetch.offset <= log.writtenEndOffset else {
+            return .refused(.offsetOutOfRange)
+        }
+        return .records(from: fetch.offset, upTo: log.writtenEndOffset)
+    }
+
+    private func read(
+        _ item: FetchItem, _ log: PartitionLog<AnyDisk>, upTo bound: Offset, _ limits: ReadLimits,
+        into result: inout FetchResult
+    ) {
+        let suspended = loop.services.suspended
+        let limit = limits.maxBytes
+        let minOneBatch = limits.minOneBatch
+        guard item.fetchOffset < bound.rawValue, limit > 0 || minOneBatch else { return }
         do throws(ReadError) {
             let region: LogRegion<AnyDisk>
             do throws(ReadError) {
@@ -151,14 +258,14 @@ extension Partition {
                     }
                     result.cold = .locate(locate, limit: max(1, limit))
                 }
-                return result
+                return
             }
-            guard region.byteCount > 0 else { return result }
+            guard region.byteCount > 0 else { return }
             if item.readsCommitted, !suspended.contains(.abortedTransactions) {
                 result.abortedTransactions = try log.abortedTransactions(
                     from: Offset(item.fetchOffset), upTo: region.nextOffset)
             }
-            if region.byteCount <= inlineByteLimit {
+            if region.byteCount <= limits.inlineByteLimit {
                 var buffer = ByteBuffer()
                 buffer.reserveCapacity(region.byteCount)
                 if try region.read(into: &buffer, nonBlocking: true) == .read {
@@ -175,7 +282,6 @@ extension Partition {
             loop.logger.error("read failed", metadata: ["partition": "\(name)", "cause": "\(error)"])
             result.error = error.errorCode
         }
-        return result
     }
 
     /// KIP-595: the follower's or consumer's last epoch ends earlier here than where it wants to read.

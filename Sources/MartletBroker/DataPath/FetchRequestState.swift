@@ -1,5 +1,6 @@
 internal import Logging
 package import MartletLogModel
+package import MartletReplication
 package import MartletStorage
 package import NIOCore
 internal import NIOPosix
@@ -17,8 +18,21 @@ package struct FetchItem: Sendable {
     package var lastFetchedEpoch: Int32
     /// Only what is decided, with the transactions to leave out (`isolation.level=read_committed`).
     package var readsCommitted = false
+    /// Set where a replica fetches.
+    package var replica: ReplicaItem?
+    /// Where the consumer is, if it wants to read near by (KIP-392).
+    package var rack: String?
+    /// The consumer's version reads from followers too.
+    package var mayReadFollower = false
     /// Set when the request itself is wrong for this partition; nothing is read then.
     package var rejection: ErrorCode = .none
+}
+
+/// What a replica's fetch says beside a consumer's.
+package struct ReplicaItem: Sendable {
+    package var fetch: FollowerFetch
+    /// The high watermark that it was told last: a higher one is worth an answer. Nil where nobody knows.
+    package var knownMark: Offset?
 }
 
 /// The records part of one partition's answer.
@@ -64,6 +78,12 @@ package struct FetchResult: Sendable {
     package var records: FetchedRecords = .none
     /// Transactions whose records the consumer must leave out; `nil` unless it asked for what is committed.
     package var abortedTransactions: [AbortedTransaction]?
+    /// With NOT_LEADER_OR_FOLLOWER and FENCED_LEADER_EPOCH: who leads instead (KIP-951).
+    package var leader: (id: Int32, epoch: Int32)?
+    /// Where the consumer should read instead of here (KIP-392).
+    package var preferredReplica: Int32?
+    /// There is something to tell though there are no records.
+    package var isUrgent = false
     /// The page cache lacks these bytes: they must be read on the work pool before they can be sent.
     package var cold: ColdRead?
 
@@ -77,6 +97,8 @@ package struct FetchResult: Sendable {
 package struct FetchWaiter {
     package var fetch: FetchRequestState
     package var index: Int
+    /// Set for a follower, which waits for records that are not committed yet, or for a higher mark.
+    package var knownMark: Offset?
 
     package func wake(from loop: BrokerLoop) {
         let (fetch, index) = (self.fetch, self.index)
@@ -112,6 +134,8 @@ package final class FetchRequestState: @unchecked Sendable {
     private var timer: Scheduled<Void>?
     private var timedOut: Bool
     private var waitsOn: Set<Int> = []
+    /// Every partition has been asked once: what a follower's fetch says has been heard.
+    private var isHeard = false
 
     /// - Parameters:
     ///   - maxWait: longest time to wait for `minBytes`; zero answers with what is there.
@@ -146,19 +170,26 @@ package final class FetchRequestState: @unchecked Sendable {
             return
         }
         let mayWait = !timedOut
+        let isRepeated = isHeard
+        isHeard = true
         for (loopIndex, indexes) in byLoop.enumerated() where !indexes.isEmpty {
             if mayWait { waitsOn.insert(loopIndex) }
             let target = loops.all[loopIndex]
             let asked = indexes.map { items[$0] }
             if target === loop {
-                FetchReader.read(asked, maxBytes: maxBytes, on: target, waiter: mayWait ? self : nil, at: indexes) {
+                FetchReader.read(
+                    asked, isRepeated: isRepeated, maxBytes: maxBytes, on: target, waiter: mayWait ? self : nil,
+                    at: indexes
+                ) {
                     self.loopAnswered(indexes, $0)
                 }
             } else {
                 let maxBytes = self.maxBytes
                 target.post { target in
-                    FetchReader.read(asked, maxBytes: maxBytes, on: target, waiter: mayWait ? self : nil, at: indexes) {
-                        results in self.loop.post { _ in self.loopAnswered(indexes, results) }
+                    FetchReader.read(
+                        asked, isRepeated: isRepeated, maxBytes: maxBytes, on: target, waiter: mayWait ? self : nil,
+                        at: indexes
+                    ) { results in self.loop.post { _ in self.loopAnswered(indexes, results) }
                     }
                 }
             }
@@ -177,7 +208,7 @@ package final class FetchRequestState: @unchecked Sendable {
         var failed = false
         for result in results {
             byteCount += result.byteCount
-            if result.error != .none || result.divergingEpoch != nil { failed = true }
+            if result.error != .none || result.divergingEpoch != nil || result.isUrgent { failed = true }
         }
         if timedOut || failed || byteCount >= minBytes {
             complete()

@@ -20,6 +20,10 @@ package final class FetchSession {
         package var fetchOffset: Int64
         package var lastFetchedEpoch: Int32
         package var partitionMaxBytes: Int32
+        /// Where a follower's log begins; -1 if it does not say.
+        package var logStartOffset: Int64
+        /// The high watermark that the other side knows; `Int64.max` if it does not say (KIP-1166).
+        package var knownHighWatermark: Int64
         /// What the last response said; -1 if the partition was in no response yet.
         package var sentHighWatermark: Int64 = -1
         package var sentLogStartOffset: Int64 = -1
@@ -29,6 +33,8 @@ package final class FetchSession {
             fetchOffset = partition.fetchOffset
             lastFetchedEpoch = partition.lastFetchedEpoch
             partitionMaxBytes = partition.partitionMaxBytes
+            logStartOffset = partition.logStartOffset
+            knownHighWatermark = partition.highWatermark
         }
     }
 
@@ -73,7 +79,7 @@ package final class FetchSession {
         guard var entry = partitions[name] else { return false }
         let hasRecords = result.records.byteCount > 0
         let isNews =
-            hasRecords || result.error != .none || result.divergingEpoch != nil
+            hasRecords || result.error != .none || result.divergingEpoch != nil || result.preferredReplica != nil
             || entry.sentHighWatermark != result.highWatermark || entry.sentLogStartOffset != result.logStartOffset
         guard isNews else { return false }
         // After an error the partition is reported anew once it is well again.

@@ -10,8 +10,8 @@ internal import NIOPosix
 
 /// One partition on its event loop: the shell around its log and its replication core.
 ///
-/// It decides nothing about replication: it translates appends, flushes and fetches into events of
-/// ``PartitionReplica`` and runs the effects in order. Opening, flushing and cold reads happen on pools;
+/// It decides nothing about replication: it translates metadata, appends, flushes and fetches into events of
+/// ``PartitionReplica`` and runs the effects in order. Opening, flushing, cutting and cold reads happen on pools;
 /// their results come back as messages to the loop. Confined to `loop`.
 // SAFETY: touched on `loop.eventLoop` alone; pools get Sendable work items and post back.
 package final class Partition: @unchecked Sendable {
@@ -26,9 +26,11 @@ package final class Partition: @unchecked Sendable {
     /// So many times while the broker stops, then the log is left to the next start's recovery.
     private static let closingRetryLimit = 50
 
-    private enum Phase {
+    enum Phase {
         case opening([(Partition) -> Void])
         case open(PartitionLog<AnyDisk>)
+        /// The log is being cut on the work pool, which has it meanwhile.
+        case cutting
         /// The log cannot be used; requests are answered with the code and the cause.
         /// A later request tries again: what failed may have been a passing lack of files or memory.
         case failed(ErrorCode, String, since: NIODeadline)
@@ -59,16 +61,21 @@ package final class Partition: @unchecked Sendable {
         var index: Int
         var result: ProduceResult
         var whenCommitted: ((ProduceResult) -> Void)?
+        /// Exclusive end of what must be flushed as well, where the high watermark does not say that.
+        var flushEnd: Offset?
     }
 
     package let key: PartitionKey
     package let name: TopicPartition
     package unowned let loop: BrokerLoop
     package private(set) var topic: TopicImage
-    private var registration: PartitionImage
-    private var phase: Phase = .opening([])
-    private var replica: PartitionReplica
-    private var effects: [PartitionReplica.Effect] = []
+    var registration: PartitionImage
+    var phase: Phase = .opening([])
+    var replica: PartitionReplica
+    /// Cores this shell has had: what an earlier one asked for is not for this one.
+    private(set) var replicaNumber = 0
+    var effects: [PartitionReplica.Effect] = []
+    private var runsEffects = false
     private var staged: [Staged] = []
     private var isDirty = false
     private var waiting: [AppendID: Waiting] = [:]
@@ -76,19 +83,27 @@ package final class Partition: @unchecked Sendable {
     private var flushWaiters: [FlushWaiter] = []
     private var nextAppendID: UInt64 = 0
     private var fetchWaiters: [FetchWaiter] = []
+    /// Followers that wait for records, or for a mark above the one they know.
+    private var replicaWaiters: [FetchWaiter] = []
     /// Told once when the high watermark moves, or everybody has to look again.
     private var observers: [() -> Void] = []
-    private var isFlushing = false
+    private(set) var isFlushing = false
     private var flushWanted = false
     /// Tries since the last flush that succeeded.
     private var failedFlushCount = 0
     private var closePromise: EventLoopPromise<Void>?
     private var closeClean = true
     private var segmentCount = 1
+    /// What belongs to the part of a follower.
+    var following = FollowerState()
+    /// What belongs to the part of a leader with followers.
+    var leading = LeaderState()
+    /// New log starts on their way to the device.
+    var logStartWorkCount = 0
     /// A client appended or fetched since ``letGoIfUnused(since:)`` looked last.
-    private var wasUsed = false
+    var wasUsed = false
     /// When ``letGoIfUnused(since:)`` last saw that it was used.
-    private var lastUse: NIODeadline
+    var lastUse: NIODeadline
     /// Background work on the log (retention, compaction) that must not overlap.
     package var maintenanceRunning = false {
         didSet { if oldValue, !maintenanceRunning { folderWorkEnded() } }
@@ -109,7 +124,9 @@ package final class Partition: @unchecked Sendable {
         self.topic = topic
         self.registration = registration
         self.lastUse = loop.eventLoop.now
-        self.replica = PartitionReplica(durability: topic.replicaDurability, recoveredEnd: .zero)
+        self.replica = PartitionReplica(
+            local: loop.services.settings.nodeID, settings: .init(durability: topic.replicaDurability),
+            logStartOffset: .zero, recoveredEnd: .zero, highWatermark: .zero)
     }
 
     // MARK: Life
@@ -159,8 +176,11 @@ package final class Partition: @unchecked Sendable {
         switch result {
         case .success(let transfer):
             let log = transfer.log
-            replica = PartitionReplica(durability: durability, recoveredEnd: log.logEndOffset)
-            replica.becameLeader(epoch: registration.leaderEpoch)
+            replica = PartitionReplica(
+                local: loop.services.settings.nodeID, settings: replicaSettings, logStartOffset: log.logStartOffset,
+                recoveredEnd: log.logEndOffset, highWatermark: log.recordedHighWatermark)
+            replicaNumber += 1
+            segmentCount = log.segmentCount
             phase = .open(log)
             if let damage = log.damage {
                 loop.logger.error(
@@ -180,6 +200,7 @@ package final class Partition: @unchecked Sendable {
                 "partition is offline", metadata: ["partition": "\(name)", "cause": "\(error)"])
             phase = .failed(error.errorCode, error.description, since: loop.eventLoop.now)
         }
+        takeRole()
         for operation in queue { operation(self) }
     }
 
@@ -210,27 +231,25 @@ package final class Partition: @unchecked Sendable {
         switch phase {
         case .open(let log): .success(log)
         case .failed(let code, let cause, _): .failure(PartitionUnavailable(code: code, cause: cause))
-        case .opening, .closed:
+        case .opening, .cutting, .closed:
             .failure(PartitionUnavailable(code: .notLeaderOrFollower, cause: "the partition is not open here"))
         }
     }
 
     func metadataChanged(topic: TopicImage, registration: PartitionImage) {
+        // Under the role that it was staged in.
+        writeStaged()
         self.topic = topic
-        let newEpoch = registration.leaderEpoch != self.registration.leaderEpoch
         self.registration = registration
-        replica.durability = durability
-        if case .open(let log) = phase {
-            log.configuration = logConfiguration
-            if newEpoch { replica.becameLeader(epoch: registration.leaderEpoch) }
-        }
+        if case .open(let log) = phase { log.configuration = logConfiguration }
+        takeRole()
     }
 
-    private var durability: PartitionReplica.Durability {
+    var durability: PartitionReplica.Durability {
         loop.services.suspended.contains(.flushBeforeAcknowledgement) ? .relaxed : topic.replicaDurability
     }
 
-    private var logConfiguration: LogConfiguration {
+    var logConfiguration: LogConfiguration {
         topic.logConfiguration(
             producerExpirationMilliseconds: loop.image.brokerConfiguration.producerIDExpirationMilliseconds,
             suspended: loop.services.suspended)
@@ -244,7 +263,7 @@ package final class Partition: @unchecked Sendable {
         if case .opening = phase { true } else { false }
     }
 
-    private func closeLog(_ log: PartitionLog<AnyDisk>, clean: Bool) {
+    func closeLog(_ log: PartitionLog<AnyDisk>, clean: Bool) {
         do throws(StorageError) {
             try log.close(clean: clean)
         } catch {
@@ -258,6 +277,7 @@ package final class Partition: @unchecked Sendable {
         folderWorkCount = (isOpening && !waitsForFolder ? 1 : 0) + (isFlushing ? 1 : 0) + (maintenanceRunning ? 1 : 0)
         if folderWorkCount > 0 { loop.services.folders.hold(name) }
         failEverything(.unknownTopicOrPartition, "topic \(name.topic) was deleted")
+        resign(.unknownTopicOrPartition)
         guard case .open(let log) = phase else {
             giveUpOpening()
             loop.removeFiles(of: name)
@@ -268,7 +288,13 @@ package final class Partition: @unchecked Sendable {
         loop.removeFiles(of: name)
     }
 
-    private func folderWorkEnded() {
+    /// The replica was taken away from this broker: as with a deleted topic, but clients find it elsewhere.
+    func movedAway() {
+        failEverything(.notLeaderOrFollower, "\(name) has moved to other brokers")
+        topicDeleted()
+    }
+
+    func folderWorkEnded() {
         guard folderWorkCount > 0 else { return }
         folderWorkCount -= 1
         if folderWorkCount == 0 { loop.services.folders.release(name) }
@@ -282,42 +308,23 @@ package final class Partition: @unchecked Sendable {
         for operation in queue { operation(self) }
     }
 
-    /// Closes a log that nobody has used since `deadline`, so that memory and files follow use, not the number
-    /// of partitions. A request that arrives meanwhile opens it again.
-    func letGoIfUnused(since deadline: NIODeadline) {
-        if wasUsed {
-            wasUsed = false
-            lastUse = loop.eventLoop.now
-        }
-        guard case .open(let log) = phase, lastUse <= deadline, !isFlushing, !isDirty, !maintenanceRunning,
-            waiting.isEmpty, flushWaiters.isEmpty, fetchWaiters.isEmpty, observers.isEmpty
-        else { return }
-        phase = .opening([])
-        let transfer = LogTransfer(log)
-        let loop = self.loop
-        loop.services.workPool.submit { _ in
-            self.closeLog(transfer.log, clean: true)
-            loop.post { _ in self.wasLetGo() }
-        }
-    }
-
-    private func wasLetGo() {
-        guard case .opening(let queue) = phase else {
-            folderWorkEnded()
-            return
-        }
-        if queue.isEmpty {
-            phase = .closed
-            loop.forget(key)
-        } else {
-            open()
-        }
+    /// Nobody waits for anything here, and nothing is under way.
+    var isQuiet: Bool {
+        !isFlushing && !isDirty && !maintenanceRunning && logStartWorkCount == 0 && waiting.isEmpty && flushWaiters.isEmpty
+            && fetchWaiters.isEmpty && replicaWaiters.isEmpty && observers.isEmpty
     }
 
     /// Writes and flushes what is left and closes the files. The future succeeds in any case; a failed
     /// last flush is logged and leaves the log to recovery.
     func close(clean: Bool) -> EventLoopFuture<Void> {
         let promise = loop.eventLoop.makePromise(of: Void.self)
+        leaveFetcher()
+        following.cut = nil
+        if case .cutting = phase {
+            closePromise = promise
+            closeClean = clean
+            return promise.futureResult
+        }
         guard case .open = phase else {
             giveUpOpening()
             promise.succeed()
@@ -330,7 +337,10 @@ package final class Partition: @unchecked Sendable {
         return promise.futureResult
     }
 
-    private func finishClosing() {
+    var isClosing: Bool { closePromise != nil }
+
+    /// Goes on with closing, if it is asked for.
+    func finishClosing() {
         guard let promise = closePromise, case .open(let log) = phase else { return }
         if closeClean, let work = log.takeFlush() {
             runFlush(work)
@@ -338,6 +348,7 @@ package final class Partition: @unchecked Sendable {
         }
         closePromise = nil
         failEverything(.notLeaderOrFollower, "the broker is shutting down")
+        resign(.notLeaderOrFollower)
         phase = .closed
         let transfer = LogTransfer(log)
         let clean = closeClean
@@ -349,14 +360,6 @@ package final class Partition: @unchecked Sendable {
 
     // MARK: Append
 
-    /// Leadership checks that every data request makes. `currentLeaderEpoch` is what the client believes,
-    /// -1 if it does not say (KIP-320).
-    package func checkLeadership(currentLeaderEpoch: Int32) -> ErrorCode {
-        guard let epoch = replica.leaderEpoch else { return .notLeaderOrFollower }
-        if currentLeaderEpoch < 0 || currentLeaderEpoch == epoch.rawValue { return .none }
-        return currentLeaderEpoch < epoch.rawValue ? .fencedLeaderEpoch : .unknownLeaderEpoch
-    }
-
     /// Takes a validated batch of a client. The result goes to the request when the acknowledgement it
     /// asked for is reached.
     package func append(_ item: consuming ProduceItem, for request: ProduceRequestState) {
@@ -367,14 +370,11 @@ package final class Partition: @unchecked Sendable {
     func appendAdmitted(_ item: consuming ProduceItem, for request: ProduceRequestState) {
         let index = item.index
         wasUsed = true
-        switch stage(item.batch, header: item.header) {
+        switch stage(item.batch, header: item.header, needsAll: request.acks == -1) {
         case .success(let outcome):
             staged.append(Staged(request: request, index: index, outcome: outcome))
         case .failure(let rejection):
-            loop.complete(
-                ProduceCompletion(
-                    request: request, index: index,
-                    result: ProduceResult(error: rejection.code, message: rejection.cause)))
+            loop.complete(ProduceCompletion(request: request, index: index, result: ProduceResult(rejection)))
         }
     }
 
@@ -391,14 +391,14 @@ package final class Partition: @unchecked Sendable {
         wasUsed = true
         do throws(RecordBatchError) {
             let header = try RecordBatchHeader(reading: batch, at: batch.readerIndex)
-            switch stage(batch, header: header, checksSequence: checksSequence) {
+            switch stage(batch, header: header, needsAll: true, checksSequence: checksSequence) {
             case .success(let outcome):
                 staged.append(
                     Staged(
                         request: nil, index: 0, outcome: outcome, whenCommitted: whenCommitted,
                         waitsForFlush: waitsForFlush))
             case .failure(let rejection):
-                whenCommitted(ProduceResult(error: rejection.code, message: rejection.cause))
+                whenCommitted(ProduceResult(rejection))
             }
         } catch {
             whenCommitted(ProduceResult(error: error.errorCode, message: error.description))
@@ -411,7 +411,7 @@ package final class Partition: @unchecked Sendable {
     /// for ever, or to the outcome of the producer's next one.
     package func appendMarker(_ marker: MarkerAppend, whenCommitted: @escaping (ProduceResult) -> Void) {
         wasUsed = true
-        let outcome = stage { (log, epoch) throws(AppendError) in
+        let outcome = stage(needsAll: true) { (log, epoch) throws(AppendError) in
             try log.stageMarker(marker, leaderEpoch: epoch, now: loop.wallTime)
         }
         switch outcome {
@@ -420,15 +420,15 @@ package final class Partition: @unchecked Sendable {
             staged.append(
                 Staged(request: nil, index: 0, outcome: outcome, whenCommitted: whenCommitted, waitsForFlush: true))
         case .failure(let rejection):
-            whenCommitted(ProduceResult(error: rejection.code, message: rejection.cause))
+            whenCommitted(ProduceResult(rejection))
         }
     }
 
     private func stage(
-        _ batch: consuming ByteBuffer, header: RecordBatchHeader, checksSequence: Bool = true
+        _ batch: consuming ByteBuffer, header: RecordBatchHeader, needsAll: Bool, checksSequence: Bool = true
     ) -> Result<AppendOutcome, PartitionUnavailable> {
         var batch = batch
-        return stage { (log, epoch) throws(AppendError) in
+        return stage(needsAll: needsAll) { (log, epoch) throws(AppendError) in
             try log.stage(
                 &batch, header: header, leaderEpoch: epoch, now: loop.wallTime, checksSequence: checksSequence)
         }
@@ -436,15 +436,14 @@ package final class Partition: @unchecked Sendable {
 
     @inline(__always)
     private func stage(
-        _ body: (PartitionLog<AnyDisk>, LeaderEpoch) throws(AppendError) -> AppendOutcome
+        needsAll: Bool, _ body: (PartitionLog<AnyDisk>, LeaderEpoch) throws(AppendError) -> AppendOutcome
     ) -> Result<AppendOutcome, PartitionUnavailable> {
         guard case .open(let log) = phase else {
             if case .failure(let unavailable) = openLog { return .failure(unavailable) }
             preconditionFailure("a log that is not open has a reason")
         }
-        guard let epoch = replica.leaderEpoch else {
-            return .failure(PartitionUnavailable(code: .notLeaderOrFollower, cause: "this broker does not lead \(name)"))
-        }
+        if let refusal = replica.appendRefusal(needsAll: needsAll) { return .failure(unavailable(refusal)) }
+        guard let epoch = replica.leaderEpoch else { return .failure(unavailable(.notLeaderOrFollower)) }
         do throws(AppendError) {
             let outcome = try body(log, epoch)
             if !isDirty {
@@ -493,7 +492,8 @@ package final class Partition: @unchecked Sendable {
             }
             let result = ProduceResult.appended(
                 baseOffset: base.rawValue, logAppendTime: appendTime, logStartOffset: logStart)
-            if append.waitsForFlush, replica.durability == .relaxed, let whenFlushed = append.whenCommitted {
+            let waitsForFlush = append.waitsForFlush && replica.durability == .relaxed
+            if waitsForFlush, !isReplicated, let whenFlushed = append.whenCommitted {
                 replica.appended(upTo: end, waiter: nil, into: &effects)
                 flushWaiters.append(FlushWaiter(end: end, result: result, whenFlushed: whenFlushed))
                 continue
@@ -507,7 +507,8 @@ package final class Partition: @unchecked Sendable {
             let id = AppendID(rawValue: nextAppendID)
             nextAppendID += 1
             waiting[id] = Waiting(
-                request: append.request, index: append.index, result: result, whenCommitted: append.whenCommitted)
+                request: append.request, index: append.index, result: result, whenCommitted: append.whenCommitted,
+                flushEnd: waitsForFlush ? end : nil)
             loop.appendBeganWaiting()
             if isRepeat {
                 replica.repeated(upTo: end, waiter: id, into: &effects)
@@ -516,6 +517,13 @@ package final class Partition: @unchecked Sendable {
             }
         }
         runEffects()
+        if !replicaWaiters.isEmpty { wakeReplicas(above: nil) }
+        flushAfterAppend(log)
+    }
+
+    func noteSegments(_ log: PartitionLog<AnyDisk>) { segmentCount = log.segmentCount }
+
+    func flushAfterAppend(_ log: PartitionLog<AnyDisk>) {
         // Relaxed topics flush what a roll completed, in the background, so that recovery never reads more than
         // the active segment.
         let hasRolled = log.segmentCount != segmentCount
@@ -523,36 +531,67 @@ package final class Partition: @unchecked Sendable {
         if replica.durability == .fsync || hasRolled || !flushWaiters.isEmpty { requestFlush() }
     }
 
-    private func runEffects() {
-        guard !effects.isEmpty else { return }
-        let pending = effects
-        effects.removeAll(keepingCapacity: true)
-        for effect in pending {
+    /// Runs what the core has ordered, in order. Orders that arise meanwhile come behind.
+    func runEffects() {
+        guard !effects.isEmpty, !runsEffects else { return }
+        runsEffects = true
+        var next = 0
+        while next < effects.count {
+            let effect = effects[next]
+            next += 1
             switch effect {
-            case .advanceHighWatermark:
+            case .advanceHighWatermark(let mark):
+                if case .open(let log) = phase { log.recordHighWatermark(mark) }
                 wakeFetches()
+                if !replicaWaiters.isEmpty { wakeReplicas(above: mark) }
             case .acknowledge(let id):
-                guard let append = waiting.removeValue(forKey: id) else { continue }
-                loop.appendStoppedWaiting()
-                deliver(append.request, append.index, append.result, append.whenCommitted)
+                acknowledge(id)
             case .abandon(let id):
-                finish(id, .notLeaderOrFollower, "leadership of \(name) ended")
+                finish(id, unavailable(.notLeaderOrFollower))
             case .refuse(let id, let code):
-                finish(id, code, "\(name) has fewer replicas in sync than min.insync.replicas; the records may still commit")
+                finish(id, unavailable(code))
             case .flushLog:
                 requestFlush()
-            case .startEpoch, .proposeInSyncReplicas, .appendFetchedRecords, .quarantine, .truncate, .restartLog,
-                .raiseLogStart, .readyForHandOver:
-                preconditionFailure("a broker without a cluster has no other replicas: \(effect)")
+            case .startEpoch:
+                beginEpoch()
+            case .proposeInSyncReplicas(let number):
+                propose(number)
+            case .appendFetchedRecords:
+                appendFetchedRecords()
+            case .quarantine(let start):
+                following.quarantineStart = start
+            case .truncate(let end):
+                order(.truncate(to: end))
+            case .restartLog(let start):
+                order(.restart(at: start))
+            case .raiseLogStart(let start):
+                followLogStart(to: start)
+            case .readyForHandOver:
+                handOverEnded(isReady: true)
             }
         }
+        effects.removeAll(keepingCapacity: true)
+        runsEffects = false
+    }
+
+    private func acknowledge(_ id: AppendID) {
+        guard let append = waiting.removeValue(forKey: id) else { return }
+        loop.appendStoppedWaiting()
+        if let end = append.flushEnd, let whenFlushed = append.whenCommitted, case .open(let log) = phase,
+            log.flushedEndOffset < end
+        {
+            flushWaiters.append(FlushWaiter(end: end, result: append.result, whenFlushed: whenFlushed))
+            requestFlush()
+            return
+        }
+        deliver(append.request, append.index, append.result, append.whenCommitted)
     }
 
     /// Answers an append that waits with an error.
-    private func finish(_ id: AppendID, _ code: ErrorCode, _ cause: String) {
+    private func finish(_ id: AppendID, _ why: PartitionUnavailable) {
         guard let append = waiting.removeValue(forKey: id) else { return }
         loop.appendStoppedWaiting()
-        deliver(append.request, append.index, ProduceResult(error: code, message: cause), append.whenCommitted)
+        deliver(append.request, append.index, ProduceResult(why), append.whenCommitted)
     }
 
     private func deliver(
@@ -575,12 +614,15 @@ package final class Partition: @unchecked Sendable {
             deliver(
                 request, append.index,
                 ProduceResult(
-                    error: .requestTimedOut, message: "\(name): the flush did not finish within the request's time-out"),
+                    error: .requestTimedOut,
+                    message: isReplicated
+                        ? "\(name): the replicas in sync did not have the records within the request's time-out"
+                        : "\(name): the flush did not finish within the request's time-out"),
                 nil)
         }
     }
 
-    private func failEverything(_ code: ErrorCode, _ cause: String) {
+    func failEverything(_ code: ErrorCode, _ cause: String) {
         let result = ProduceResult(error: code, message: cause)
         let unwritten = staged
         staged = []
@@ -595,7 +637,15 @@ package final class Partition: @unchecked Sendable {
         let unflushed = flushWaiters
         flushWaiters = []
         for waiter in unflushed { waiter.whenFlushed(result) }
-        wakeFetches()
+        wakeAllFetches()
+    }
+
+    /// What is cut away was never flushed for anybody.
+    func failFlushWaiters(above end: Offset) {
+        let lost = flushWaiters.filter { $0.end > end }
+        guard !lost.isEmpty else { return }
+        flushWaiters.removeAll { $0.end > end }
+        for waiter in lost { waiter.whenFlushed(ProduceResult(unavailable(.notLeaderOrFollower))) }
     }
 
     // MARK: Flush
@@ -603,7 +653,7 @@ package final class Partition: @unchecked Sendable {
     /// Makes the log durable up to its present end, soon. Appends that arrive while a flush is under way
     /// share the next one: group commit.
     package func requestFlush() {
-        guard !isFlushing else {
+        guard !isFlushing, following.cut == nil else {
             flushWanted = true
             return
         }
@@ -630,6 +680,7 @@ package final class Partition: @unchecked Sendable {
         log.flushCompleted(result)
         if let failure = result.failure, result.canBeRetried {
             retryFlush(after: failure)
+            cutIfReady()
             return
         }
         if let failure = result.failure {
@@ -638,8 +689,8 @@ package final class Partition: @unchecked Sendable {
                 metadata: ["partition": "\(name)", "cause": "\(failure)"])
             phase = .failed(.kafkaStorageError, "flush failed: \(failure)", since: loop.eventLoop.now)
             failEverything(.kafkaStorageError, "flush failed: \(failure)")
-            closePromise?.succeed()
-            closePromise = nil
+            resign(.kafkaStorageError)
+            closingEnded()
             return
         }
         failedFlushCount = 0
@@ -649,12 +700,26 @@ package final class Partition: @unchecked Sendable {
             flushWaiters.removeFirst()
             waiter.whenFlushed(waiter.result)
         }
-        log.recordHighWatermark(replica.highWatermark)
+        if following.cut != nil {
+            cutIfReady()
+            return
+        }
         if flushWanted { requestFlush() }
-        guard closePromise != nil, !isFlushing else { return }
-        // Small files that there is no room for are found again by the next start; another flush would not write them.
-        if result.lacksSmallFiles { closeClean = false }
-        finishClosing()
+        if closePromise != nil, !isFlushing {
+            // Small files that there is no room for are found again by the next start; another flush would not write
+            // them.
+            if result.lacksSmallFiles { closeClean = false }
+            finishClosing()
+        }
+        guard following.leader != nil else { return }
+        // A follower asks for more once it has what it has.
+        loop.replicaFetchers?.wake(key)
+        pursueLogStart()
+    }
+
+    func closingEnded() {
+        closePromise?.succeed()
+        closePromise = nil
     }
 
     /// The appends go on waiting, as long as their producers do.
@@ -678,17 +743,21 @@ package final class Partition: @unchecked Sendable {
 
     // MARK: Read
 
-    /// Exclusive end of what consumers may read.
+    /// Exclusive end of what is known to be committed. What clients are told: ``visibleEnd``.
     package var highWatermark: Offset { replica.highWatermark }
 
-    package var leaderEpoch: LeaderEpoch? { replica.leaderEpoch }
+    /// Exclusive end of what consumers may read. Nil while it is not known, see ``PartitionReplica/visibleEnd``.
+    package var visibleEnd: Offset? { replica.visibleEnd }
 
-    package func addFetchWaiter(_ waiter: FetchWaiter) { fetchWaiters.append(waiter) }
+    package func addFetchWaiter(_ waiter: FetchWaiter) {
+        if waiter.knownMark == nil { fetchWaiters.append(waiter) } else { replicaWaiters.append(waiter) }
+    }
 
     func noteUse() { wasUsed = true }
 
     package func removeFetchWaiters(of fetch: FetchRequestState) {
         fetchWaiters.removeAll { $0.fetch === fetch }
+        replicaWaiters.removeAll { $0.fetch === fetch }
     }
 
     /// Calls `body` once, when there may be more to read.
@@ -705,18 +774,22 @@ package final class Partition: @unchecked Sendable {
         fetchWaiters.removeAll(keepingCapacity: true)
         for waiter in woken { waiter.wake(from: loop) }
     }
-}
 
-/// Why a partition cannot serve a request.
-package struct PartitionUnavailable: Error {
-    package var code: ErrorCode
-    package var cause: String
-}
+    /// - Parameter mark: wakes those that know of a lower one; nil wakes everybody.
+    private func wakeReplicas(above mark: Offset?) {
+        let woken = mark.map { mark in replicaWaiters.filter { ($0.knownMark ?? .zero) < mark } } ?? replicaWaiters
+        guard !woken.isEmpty else { return }
+        if let mark {
+            replicaWaiters.removeAll { ($0.knownMark ?? .zero) < mark }
+        } else {
+            replicaWaiters.removeAll(keepingCapacity: true)
+        }
+        for waiter in woken { waiter.wake(from: loop) }
+    }
 
-/// Carries a log between the pool that opened it and the loop that owns it from then on.
-// SAFETY: exactly one side holds it at a time; the hand-over is a message.
-struct LogTransfer: @unchecked Sendable {
-    let log: PartitionLog<AnyDisk>
-
-    init(_ log: PartitionLog<AnyDisk>) { self.log = log }
+    /// Everybody has to look again: the role is another, or there is none.
+    func wakeAllFetches() {
+        wakeFetches()
+        wakeReplicas(above: nil)
+    }
 }

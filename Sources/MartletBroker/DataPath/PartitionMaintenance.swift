@@ -1,14 +1,18 @@
 internal import Logging
 internal import MartletController
 package import MartletLogModel
+internal import MartletReplication
 internal import MartletStorage
-internal import NIOCore
+package import NIOCore
 internal import NIOPosix
 
 extension Partition {
     /// Raises the log start offset to `offset`, -1 for the high watermark, and answers once that is durable.
+    ///
+    /// - Parameter timeout: waits so long for the other replicas to get there too, and answers with the lowest log start
+    ///   of all; nil does not wait for them.
     package func deleteRecords(
-        before offset: Int64, done: @escaping (Result<Offset, PartitionUnavailable>) -> Void
+        before offset: Int64, timeout: TimeAmount? = nil, done: @escaping (Result<Offset, PartitionUnavailable>) -> Void
     ) {
         let log: PartitionLog<AnyDisk>
         switch openLog {
@@ -17,41 +21,47 @@ extension Partition {
             done(.failure(unavailable))
             return
         }
-        let target = offset == -1 ? highWatermark : Offset(offset)
-        guard target.rawValue >= 0, target <= highWatermark else {
+        guard leaderEpoch != nil else { return done(.failure(unavailable(.notLeaderOrFollower))) }
+        guard let mark = visibleEnd else { return done(.failure(unavailable(.offsetNotAvailable))) }
+        let target = offset == -1 ? mark : Offset(offset)
+        guard target.rawValue >= 0, target <= mark else {
             done(.failure(PartitionUnavailable(code: .offsetOutOfRange, cause: "beyond the high watermark")))
             return
         }
+        func raised() {
+            guard isReplicated, let timeout else { return done(.success(log.logStartOffset)) }
+            whenLowWatermark(reaches: target, timeout: timeout, done)
+        }
         let work: LogStartWork<AnyDisk>?
         do throws(ReadError) {
-            work = try log.deleteRecords(before: target, highWatermark: highWatermark)
+            work = try log.deleteRecords(before: target, highWatermark: mark)
         } catch {
             done(.failure(PartitionUnavailable(code: error.errorCode, cause: error.description)))
             return
         }
-        guard let work else {
-            done(.success(log.logStartOffset))
-            return
-        }
+        guard let work else { return raised() }
         raiseLogStart(work) { result in
             switch result {
-            case .success: done(.success(log.logStartOffset))
+            case .success: raised()
             case .failure(let error): done(.failure(PartitionUnavailable(code: .kafkaStorageError, cause: "\(error)")))
             }
         }
     }
 
     /// A new log start counts once it is durable: checkpoint on the work pool, then adopt it here.
-    private func raiseLogStart(
+    func raiseLogStart(
         _ work: LogStartWork<AnyDisk>, done: @escaping (Result<Void, any Error>) -> Void
     ) {
         let name = self.name
+        logStartWorkCount += 1
         loop.services.workPool.runIfActive(eventLoop: loop.eventLoop) { try work.run() }
             .flatMapThrowing {
                 guard case .success(let log) = self.openLog else { return }
                 try log.adoptLogStart(now: self.loop.wallTime)
+                self.replica.logStartRaised(to: log.logStartOffset)
             }
             .assumeIsolated().whenComplete { result in
+                self.logStartWorkCount -= 1
                 if case .failure(let error) = result {
                     self.loop.logger.error(
                         "log start not raised", metadata: ["partition": "\(name)", "cause": "\(error)"])
@@ -59,15 +69,49 @@ extension Partition {
                 done(result)
                 self.removeDeletedFiles()
                 self.requestFlush()
+                self.cutIfReady()
+                self.pursueLogStart()
             }
+    }
+
+    /// Closes a log that nobody has used since `deadline`, so that memory and files follow use, not the number
+    /// of partitions. A request that arrives meanwhile opens it again.
+    func letGoIfUnused(since deadline: NIODeadline) {
+        // Followers must be able to fetch, and a leader must see that they do.
+        guard !isReplicated else { return }
+        if wasUsed {
+            wasUsed = false
+            lastUse = loop.eventLoop.now
+        }
+        guard case .open(let log) = phase, lastUse <= deadline, isQuiet else { return }
+        phase = .opening([])
+        let transfer = LogTransfer(log)
+        let loop = self.loop
+        loop.services.workPool.submit { _ in
+            self.closeLog(transfer.log, clean: true)
+            loop.post { _ in self.wasLetGo() }
+        }
+    }
+
+    private func wasLetGo() {
+        guard case .opening(let queue) = phase else {
+            folderWorkEnded()
+            return
+        }
+        if queue.isEmpty {
+            phase = .closed
+            loop.forget(key)
+        } else {
+            open()
+        }
     }
 
     /// Rolls by time, removes what retention allows, starts the removal of files that are due.
     package func applyRetention(now: Timestamp) {
-        guard case .success(let log) = openLog else { return }
+        guard case .success(let log) = openLog, following.cut == nil else { return }
         do throws(StorageError) {
             try log.tick(now: now)
-            if let work = try log.applyRetention(now: now, highWatermark: highWatermark) {
+            if let mark = visibleEnd, let work = try log.applyRetention(now: now, highWatermark: mark) {
                 raiseLogStart(work) { _ in
                     self.loop.logger.info(
                         "old segments removed",
@@ -98,11 +142,13 @@ extension Partition {
     ///
     /// - Parameter done: called once, when there is nothing to do or it is done.
     package func compactIfDue(now: Timestamp, done: @escaping () -> Void = {}) {
-        guard !maintenanceRunning, case .success(let log) = openLog else { return done() }
+        guard !maintenanceRunning, following.cut == nil, case .success(let log) = openLog, let mark = visibleEnd else {
+            return done()
+        }
         let plan: CompactionPlan<AnyDisk>?
         do throws(StorageError) {
             try log.tick(now: now)
-            plan = try log.planCompaction(now: now, ceiling: highWatermark)
+            plan = try log.planCompaction(now: now, ceiling: mark)
         } catch {
             loop.logger.error("compaction not planned", metadata: ["partition": "\(name)", "cause": "\(error)"])
             return done()
@@ -147,6 +193,7 @@ extension Partition {
         }
         removeDeletedFiles()
         requestFlush()
+        cutIfReady()
     }
 }
 

@@ -80,7 +80,8 @@ struct RefusedSequences {
 }
 
 extension Partition {
-    /// Exclusive end of what `read_committed` consumers may read; at most ``highWatermark``.
+    /// Exclusive end of what `read_committed` consumers may read; at most ``highWatermark``, and not told while there is
+    /// no ``visibleEnd``.
     package var lastStableOffset: Offset {
         guard case .success(let log) = openLog else { return highWatermark }
         return log.lastStableOffset(highWatermark: highWatermark)
@@ -118,7 +119,7 @@ extension Partition {
                     transactionalID: transaction.transactionalID, producer: producer, partitions: [name],
                     under: .second)
             }
-        loop.coordinate(question) { response in
+        loop.askCoordinator(question) { response in
             guard case .partitions(let outcomes) = response else { return response.mismatch() }
             self.admit(producer, outcomes.first?.error ?? .unknownServerError)
         }

@@ -99,7 +99,7 @@ final class GroupShardShell: ShardOwner, @unchecked Sendable {
         }
         let admission = Admission(epoch: producer.epoch)
         admissions[producer.id, default: []].append(admission)
-        loop.coordinate(commit.question(partition)) { response in
+        loop.askCoordinator(commit.question(partition)) { response in
             guard case .partitions(let outcomes) = response else { return response.mismatch() }
             self.admissions[producer.id]?.removeAll { $0 === admission }
             if self.admissions[producer.id]?.isEmpty == true { self.admissions[producer.id] = nil }

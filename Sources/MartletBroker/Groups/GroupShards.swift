@@ -83,6 +83,14 @@ package final class GroupShards {
         shards = [:]
     }
 
+    /// Other brokers may lead now what this one coordinated.
+    func leadersChanged() {
+        for (key, shard) in shards.sorted(by: { $0.key < $1.key }) where loop.image.coordinationError(key) != nil {
+            shard.resign()
+            shards[key] = nil
+        }
+    }
+
     private var inOrder: [GroupShardShell] { shards.sorted { $0.key < $1.key }.map(\.value) }
 }
 
@@ -99,6 +107,11 @@ extension RequestContext {
     }
 
     package func coordinate(_ key: PartitionKey, _ request: GroupRequest) -> EventLoopFuture<GroupResponse> {
+        if let code = image.coordinationError(key) {
+            let refusal = GroupCoordinatorShard.refusal(request, code)
+            logRefusal(of: request, refusal)
+            return loop.eventLoop.makeSucceededFuture(refusal)
+        }
         let promise = loop.eventLoop.makePromise(of: GroupResponse.self)
         let target = services.loops.loop(of: key)
         let run: @Sendable (BrokerLoop) -> Void = { target in
@@ -129,12 +142,7 @@ extension RequestContext {
     }
 
     /// All shards of the cluster's group coordinator.
-    package var allGroupShards: [PartitionKey] {
-        guard let topic = image.topic(named: TopicName.consumerOffsets) else { return [] }
-        return topic.partitions.indices.map {
-            PartitionKey(topicID: topic.id, partition: PartitionIndex(Int32($0)))
-        }
-    }
+    package var allGroupShards: [PartitionKey] { image.coordinatedPartitions(of: TopicName.consumerOffsets) }
 }
 
 extension GroupResponse {

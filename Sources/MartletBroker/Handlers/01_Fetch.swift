@@ -2,18 +2,22 @@ internal import Logging
 internal import MartletController
 package import MartletKafkaProtocol
 internal import MartletLogModel
+internal import MartletReplication
 internal import MartletStorage
 internal import MartletTransport
 internal import NIOCore
 
-/// Fetch (key 1). Behaviour: whole batches below the high watermark; the batch that holds the fetch offset is
-/// returned whole; the first partition with records may exceed the limits by one batch (KIP-74); waits up to
-/// `maxWaitMs` for `minBytes`. Records go from the page cache to the socket without being decoded.
+/// Fetch (key 1). Behaviour: whole batches below the high watermark, for replicas everything that is written; the
+/// batch that holds the fetch offset is returned whole; the first partition with records may exceed the limits by one
+/// batch (KIP-74); waits up to `maxWaitMs` for `minBytes`. Records go from the page cache to the socket without being
+/// decoded.
 ///
 /// Versions: 4-12 name topics, 13 and later use ids; 7 adds sessions (KIP-227), 9 the leader epoch check
-/// (KIP-320), 12 diverging epochs (KIP-595), 16 leader endpoints (KIP-951).
+/// (KIP-320), 11 reading from followers (KIP-392), 12 diverging epochs (KIP-595), 15 the follower's broker epoch
+/// (KIP-903), 16 leader endpoints (KIP-951).
 package enum FetchHandler {
     package static func handle(_ request: FetchRequest, _ context: RequestContext) {
+        if QuorumHandlers.isMetadataFetch(request) { return QuorumHandlers.fetch(request, context) }
         switch openSession(request, context) {
         case .failure(let code):
             var response = FetchResponse()
@@ -50,7 +54,7 @@ package enum FetchHandler {
             return .success(nil)
         case 0:
             let count = request.topics.reduce(0) { $0 + $1.partitions.count }
-            guard count > 0, count <= FetchSession.partitionLimit, context.image.brokerConfiguration.fetchSessionSlots > 0
+            guard count > 0, count <= sessionLimit(request, context), context.image.brokerConfiguration.fetchSessionSlots > 0
             else {
                 state.fetchSession = nil
                 return .success(nil)
@@ -66,7 +70,7 @@ package enum FetchHandler {
             guard session.expectedEpoch == request.sessionEpoch else { return .failure(.invalidFetchSessionEpoch) }
             session.advanceEpoch()
             session.update(with: request)
-            guard session.partitionCount <= FetchSession.partitionLimit else {
+            guard session.partitionCount <= sessionLimit(request, context) else {
                 state.fetchSession = nil
                 return .failure(.fetchSessionIDNotFound)
             }
@@ -74,15 +78,38 @@ package enum FetchHandler {
         }
     }
 
+    /// A follower may have every partition there is in one session.
+    private static func sessionLimit(_ request: FetchRequest, _ context: RequestContext) -> Int {
+        follower(request) == nil
+            ? FetchSession.partitionLimit : max(FetchSession.partitionLimit, context.image.partitionCount)
+    }
+
+    private static func follower(_ request: FetchRequest) -> (id: BrokerID, epoch: BrokerEpoch?)? {
+        // Version 15 replaces the one field by the other; the one that is not in the request is -1.
+        let id = max(request.replicaState.replicaID, request.replicaID)
+        guard id >= 0 else { return nil }
+        let epoch = request.replicaState.replicaEpoch
+        return (BrokerID(id), epoch >= 0 ? BrokerEpoch(epoch) : nil)
+    }
+
     // MARK: Read
 
     private static func run(_ request: FetchRequest, session: OpenSession?, _ context: RequestContext) {
         var names: [FetchSession.Name] = []
         var items: [FetchItem] = []
+        let follower = follower(request)
+        let rack = request.rackID.isEmpty ? nil : request.rackID
         func add(_ name: FetchSession.Name, _ entry: FetchSession.Entry) {
             names.append(name)
             var item = item(name, entry, context)
-            item.readsCommitted = request.isolationLevel == 1
+            if let follower {
+                item.replica = replicaItem(follower.id, follower.epoch, entry, inSession: session != nil)
+            } else {
+                item.readsCommitted = request.isolationLevel == 1
+                item.mayReadFollower = context.version >= 11
+                item.rack = rack
+                if item.rejection == .none, !item.mayReadFollower { item.rejection = leadership(item.key, context) }
+            }
             items.append(item)
         }
         if let session {
@@ -126,7 +153,9 @@ package enum FetchHandler {
             lastFetchedEpoch: entry.lastFetchedEpoch)
         if let topic {
             if let registration = topic.partition(index) {
-                if registration.leader != context.services.settings.nodeID { item.rejection = .notLeaderOrFollower }
+                if !registration.replicas.contains(context.services.settings.nodeID) {
+                    item.rejection = .notLeaderOrFollower
+                }
             } else {
                 item.rejection = .unknownTopicOrPartition
             }
@@ -134,6 +163,24 @@ package enum FetchHandler {
             item.rejection = byID ? .unknownTopicID : .unknownTopicOrPartition
         }
         return item
+    }
+
+    private static func leadership(_ key: PartitionKey, _ context: RequestContext) -> ErrorCode {
+        let registration = context.image.topic(id: key.topicID)?.partition(key.partition)
+        return registration?.leader == context.services.settings.nodeID ? .none : .notLeaderOrFollower
+    }
+
+    private static func replicaItem(
+        _ id: BrokerID, _ epoch: BrokerEpoch?, _ entry: FetchSession.Entry, inSession: Bool
+    ) -> ReplicaItem {
+        let fetch = FollowerFetch(
+            replica: id, brokerEpoch: epoch, leaderEpoch: LeaderEpoch(entry.currentLeaderEpoch),
+            offset: Offset(entry.fetchOffset),
+            lastFetchedEpoch: entry.lastFetchedEpoch >= 0 ? LeaderEpoch(entry.lastFetchedEpoch) : nil,
+            logStartOffset: entry.logStartOffset >= 0 ? Offset(entry.logStartOffset) : nil)
+        var knownMark = inSession ? entry.sentHighWatermark : nil
+        if entry.knownHighWatermark != .max { knownMark = entry.knownHighWatermark }
+        return ReplicaItem(fetch: fetch, knownMark: knownMark.map { Offset($0) })
     }
 
     // MARK: Answer
@@ -145,6 +192,7 @@ package enum FetchHandler {
         var response = FetchResponse()
         response.sessionID = session?.session.id ?? 0
         var gathered = RecordsGather()
+        var leaders: [Int32] = []
         for (name, result) in zip(names, results) {
             if let session {
                 let isNews = session.session.takeNews(name, result)
@@ -172,10 +220,35 @@ package enum FetchHandler {
                 partition.divergingEpoch.epoch = diverging.epoch
                 partition.divergingEpoch.endOffset = diverging.endOffset
             }
+            if let preferred = result.preferredReplica { partition.preferredReadReplica = preferred }
+            if context.version >= 16, let leader = result.leader ?? otherLeader(name, result, context) {
+                partition.currentLeader.leaderID = leader.id
+                partition.currentLeader.leaderEpoch = leader.epoch
+                if !leaders.contains(leader.id) { leaders.append(leader.id) }
+            }
             gathered.add(result.records)
             response.responses[response.responses.count - 1].partitions.append(partition)
         }
+        for leader in leaders {
+            guard let address = context.address(of: BrokerID(leader)) else { continue }
+            var endpoint = FetchResponse.NodeEndpoint()
+            endpoint.nodeID = leader
+            endpoint.host = address.host
+            endpoint.port = Int32(address.port)
+            response.nodeEndpoints.append(endpoint)
+        }
         send(response, gathered, context)
+    }
+
+    /// Who leads a partition that is not asked for here (KIP-951).
+    private static func otherLeader(
+        _ name: FetchSession.Name, _ result: FetchResult, _ context: RequestContext
+    ) -> (id: Int32, epoch: Int32)? {
+        guard result.error == .notLeaderOrFollower || result.error == .fencedLeaderEpoch,
+            let registration = context.image.topic(id: name.topicID)?.partition(PartitionIndex(name.partition)),
+            let leader = registration.leader, leader != context.services.settings.nodeID
+        else { return nil }
+        return (leader.rawValue, registration.leaderEpoch.rawValue)
     }
 
     /// Encodes the answer with the records left out, and sends header pieces and records in turn: small

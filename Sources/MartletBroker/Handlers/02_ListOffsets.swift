@@ -67,7 +67,7 @@ package enum ListOffsetsHandler {
         let promise = context.loop.eventLoop.makePromise(of: Found.self)
         context.services.loops.loop(of: key, near: context.loop).post { loop in
             guard let partition = loop.partition(key) else {
-                promise.succeed(Found(error: loop.absence))
+                promise.succeed(Found(error: loop.absence(of: key)))
                 return
             }
             partition.whenOpen { partition in
@@ -86,7 +86,12 @@ package enum ListOffsetsHandler {
         guard case .success(let log) = partition.openLog else {
             return Found(error: .kafkaStorageError)
         }
-        let mark = readsCommitted ? partition.lastStableOffset : partition.highWatermark
+        // Where the log begins is known without the high watermark.
+        let isAboutStart = [earliest, earliestLocal, earliestPendingUpload, latestTiered].contains(wanted.timestamp)
+        guard let visibleEnd = partition.visibleEnd ?? (isAboutStart ? log.logStartOffset : nil) else {
+            return Found(error: .offsetNotAvailable)
+        }
+        let mark = readsCommitted ? min(visibleEnd, partition.lastStableOffset) : visibleEnd
         func found(_ offset: Offset, timestamp: Int64 = -1) -> Found {
             Found(timestamp: timestamp, offset: offset.rawValue, epoch: log.leaderEpochs.epoch(at: offset)?.rawValue ?? -1)
         }

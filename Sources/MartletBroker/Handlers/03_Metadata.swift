@@ -15,7 +15,7 @@ package enum MetadataHandler {
             return
         }
         let loop = context.loop
-        let created = context.services.controller.autoCreateTopics(missing).hop(to: loop.eventLoop)
+        let created = context.services.controllerChannel.autoCreateTopics(missing).hop(to: loop.eventLoop)
         // Whatever became of the creation, the answer says per topic what is true now.
         created.assumeIsolated().whenComplete { result in
             switch result {
@@ -45,7 +45,7 @@ package enum MetadataHandler {
     private static func response(_ request: MetadataRequest, _ context: RequestContext) -> MetadataResponse {
         let image = context.image
         var response = MetadataResponse()
-        response.brokers = image.brokers.map { broker in
+        response.brokers = image.brokers.filter { !$0.isFenced }.map { broker in
             var entry = MetadataResponse.MetadataResponseBroker()
             let address = context.address(of: broker.id)
             entry.nodeID = broker.id.rawValue
@@ -55,7 +55,7 @@ package enum MetadataHandler {
             return entry
         }
         response.clusterID = image.clusterID?.description
-        response.controllerID = context.services.settings.nodeID.rawValue
+        response.controllerID = context.controllerID
         if request.includeClusterAuthorizedOperations {
             response.clusterAuthorizedOperations = AuthorizedOperations.cluster
         }
@@ -118,6 +118,9 @@ package enum MetadataHandler {
 }
 
 extension RequestContext {
+    /// The node of the active controller; -1 if none is known.
+    var controllerID: Int32 { services.controllerChannel.leaderID?.rawValue ?? -1 }
+
     /// Host and port a client of this connection should use for a broker. Without `advertised.listeners` this
     /// broker advertises the address the client used to reach it, so that a client behind any network path
     /// finds its way back.

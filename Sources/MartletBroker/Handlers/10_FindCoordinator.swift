@@ -26,7 +26,7 @@ package enum FindCoordinatorHandler {
             return
         }
         let loop = context.loop
-        let created = context.services.controller.autoCreateTopics([topic]).hop(to: loop.eventLoop)
+        let created = context.services.controllerChannel.autoCreateTopics([topic]).hop(to: loop.eventLoop)
         created.assumeIsolated().whenComplete { result in
             switch result {
             case .success:
@@ -50,24 +50,36 @@ package enum FindCoordinatorHandler {
     private static func response(_ request: FindCoordinatorRequest, _ context: RequestContext) -> FindCoordinatorResponse {
         var response = FindCoordinatorResponse()
         let (code, message) = outcome(request, context)
-        let address = code == .none ? context.address(of: context.services.settings.nodeID) : nil
-        let node = code == .none ? context.services.settings.nodeID.rawValue : -1
+        func find(_ key: String) -> FindCoordinatorResponse.Coordinator {
+            var coordinator = FindCoordinatorResponse.Coordinator()
+            coordinator.key = key
+            coordinator.errorCode = code.rawValue
+            coordinator.errorMessage = message
+            coordinator.nodeID = -1
+            coordinator.port = -1
+            guard code == .none else { return coordinator }
+            guard let leader = leader(of: key, request.keyType, context) else {
+                coordinator.errorCode = ErrorCode.coordinatorNotAvailable.rawValue
+                coordinator.errorMessage = "its partition has no leader now; try again"
+                return coordinator
+            }
+            coordinator.nodeID = leader.rawValue
+            let address = context.address(of: leader)
+            coordinator.host = address?.host ?? ""
+            coordinator.port = Int32(address?.port ?? -1)
+            return coordinator
+        }
         guard context.version >= 4 else {
-            response.errorCode = code.rawValue
-            response.errorMessage = message
-            response.nodeID = node
-            response.host = address?.host ?? ""
-            response.port = Int32(address?.port ?? -1)
+            let found = find(request.key)
+            response.errorCode = found.errorCode
+            response.errorMessage = found.errorMessage
+            response.nodeID = found.nodeID
+            response.host = found.host
+            response.port = found.port
             return response
         }
         response.coordinators = request.coordinatorKeys.map { key in
-            var coordinator = FindCoordinatorResponse.Coordinator()
-            coordinator.key = key
-            coordinator.nodeID = node
-            coordinator.host = address?.host ?? ""
-            coordinator.port = Int32(address?.port ?? -1)
-            coordinator.errorCode = code.rawValue
-            coordinator.errorMessage = message
+            var coordinator = find(key)
             if request.keyType == KeyType.share, code == .none, SharePartitionID(coordinatorKey: key) == nil {
                 coordinator.errorCode = ErrorCode.invalidRequest.rawValue
                 coordinator.errorMessage = "a share partition is named group:topic id:partition"
@@ -78,6 +90,14 @@ package enum FindCoordinatorHandler {
             return coordinator
         }
         return response
+    }
+
+    /// Who leads the partition of the internal topic that the key belongs to.
+    private static func leader(of key: String, _ keyType: Int8, _ context: RequestContext) -> BrokerID? {
+        guard let name = topic(of: keyType), let topic = context.image.topic(named: name), !topic.partitions.isEmpty
+        else { return nil }
+        let index = GroupPartitioner.partition(for: key, count: Int32(clamping: topic.partitions.count))
+        return topic.partition(PartitionIndex(index))?.leader
     }
 
     private static func outcome(_ request: FindCoordinatorRequest, _ context: RequestContext) -> (ErrorCode, String?) {

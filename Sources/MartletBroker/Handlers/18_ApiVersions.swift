@@ -3,7 +3,7 @@ package import MartletKafkaProtocol
 internal import MartletLogModel
 
 /// ApiVersions (key 18). Answers any version: one above ours gets error 35 and our range in the body of
-/// version 0 (KIP-511). Lists exactly the keys that ``ServedAPI`` dispatches.
+/// version 0 (KIP-511). Lists the keys that ``ServedAPI`` dispatches, and no others.
 package enum ApiVersionsHandler {
     /// Longest client name and version; both must match Kafka's pattern (KIP-511).
     private static let softwareNameLimit = 128
@@ -17,7 +17,9 @@ package enum ApiVersionsHandler {
                 return
             }
         }
-        context.respond(response(version: context.version, image: context.image))
+        context.respond(
+            response(
+                version: context.version, image: context.image, isPeer: PeerClientID.isPeer(context.header.clientID)))
     }
 
     /// The answer to a version we do not speak: error 35 in the form of version 0, with every range, as the
@@ -35,9 +37,11 @@ package enum ApiVersionsHandler {
         return (response, downgraded)
     }
 
-    private static func response(version: Int16, image: MetadataImage) -> ApiVersionsResponse {
+    /// - Parameter isPeer: another node of the cluster asks. Clients go by what a released broker shows them, so they see
+    ///   nothing of what controllers say to each other.
+    private static func response(version: Int16, image: MetadataImage, isPeer: Bool) -> ApiVersionsResponse {
         var response = ApiVersionsResponse()
-        response.apiKeys = ServedAPI.all.map { served in
+        response.apiKeys = ServedAPI.all.filter { isPeer || !$0.key.isOfControllers }.map { served in
             var entry = ApiVersionsResponse.ApiVersion()
             entry.apiKey = served.key.rawValue
             entry.minVersion = served.advertised.lowerBound

@@ -5,7 +5,7 @@ internal import MartletStorage
 internal import NIOCore
 
 /// DeleteRecords (key 21): raises the log start offset; -1 means up to the high watermark. The new start is durable
-/// before the answer.
+/// before the answer, on every live replica.
 package enum DeleteRecordsHandler {
     private struct Outcome: Sendable {
         var error: ErrorCode
@@ -32,7 +32,9 @@ package enum DeleteRecordsHandler {
                     continue
                 }
                 let key = PartitionKey(topicID: image.id, partition: PartitionIndex(partition.partitionIndex))
-                deletions.append(delete(before: partition.offset, key, context))
+                deletions.append(
+                    delete(
+                        before: partition.offset, key, timeout: .milliseconds(Int64(max(0, request.timeoutMs))), context))
             }
         }
         let answer = EventLoopFuture.whenAllSucceed(deletions, on: context.loop.eventLoop).map { outcomes in
@@ -57,16 +59,16 @@ package enum DeleteRecordsHandler {
     }
 
     private static func delete(
-        before offset: Int64, _ key: PartitionKey, _ context: RequestContext
+        before offset: Int64, _ key: PartitionKey, timeout: TimeAmount, _ context: RequestContext
     ) -> EventLoopFuture<Outcome> {
         let promise = context.loop.eventLoop.makePromise(of: Outcome.self)
         context.services.loops.loop(of: key, near: context.loop).post { loop in
             guard let partition = loop.partition(key) else {
-                promise.succeed(Outcome(error: loop.absence))
+                promise.succeed(Outcome(error: loop.absence(of: key)))
                 return
             }
             partition.whenOpen { partition in
-                partition.deleteRecords(before: offset) { result in
+                partition.deleteRecords(before: offset, timeout: timeout) { result in
                     switch result {
                     case .success(let start): promise.succeed(Outcome(error: .none, lowWatermark: start.rawValue))
                     case .failure(let unavailable): promise.succeed(Outcome(error: unavailable.code))

@@ -15,7 +15,7 @@ package enum InitProducerIDHandler {
         if let transactionalID = request.transactionalID {
             return initialize(transactionalID, request, context)
         }
-        let id = context.services.producerIDs.next(controller: context.services.controller, on: context.loop.eventLoop)
+        let id = context.services.producerIDs.next(services: context.services, on: context.loop.eventLoop)
         context.respond(
             when: id.map { id in
                 var response = InitProducerIdResponse()
@@ -82,14 +82,14 @@ package final class ProducerIDBlocks: Sendable {
 
     package init() {}
 
-    package func next(controller: ControllerShell, on eventLoop: any EventLoop) -> EventLoopFuture<Int64> {
+    package func next(services: BrokerServices, on eventLoop: any EventLoop) -> EventLoopFuture<Int64> {
         if let id = take() { return eventLoop.makeSucceededFuture(id) }
-        return controller.allocateProducerIDs().hop(to: eventLoop).flatMap { block in
+        return services.allocateProducerIDs(on: eventLoop).flatMap { block in
             // Two loops may have asked at once: the later block then continues where the earlier one is used up.
             self.state.withLock { state in
                 if state.next >= state.end { state = State(next: block.lowerBound, end: block.upperBound) }
             }
-            return self.next(controller: controller, on: eventLoop)
+            return self.next(services: services, on: eventLoop)
         }
     }
 
@@ -102,16 +102,16 @@ package final class ProducerIDBlocks: Sendable {
     }
 }
 
-extension ControllerShell {
+extension BrokerServices {
+    /// Longest wait for the controller.
+    private static let allocationLimit: TimeAmount = .seconds(5)
+
     /// A fresh block of producer ids for this broker.
-    package func allocateProducerIDs() -> EventLoopFuture<Range<Int64>> {
-        let node = nodeID
-        return submit { core in
-            var request = AllocateProducerIdsRequest()
-            request.brokerID = node.rawValue
-            request.brokerEpoch = core.image.broker(node)?.epoch ?? -1
-            return core.decide(request)
-        }.flatMapThrowing { (response: AllocateProducerIdsResponse) in
+    fileprivate func allocateProducerIDs(on eventLoop: any EventLoop) -> EventLoopFuture<Range<Int64>> {
+        var request = AllocateProducerIdsRequest()
+        request.brokerID = settings.nodeID.rawValue
+        request.brokerEpoch = brokerEpoch
+        return controllerChannel.send(request, timeout: Self.allocationLimit, on: eventLoop).flatMapThrowing { (response: AllocateProducerIdsResponse) in
             guard response.errorCode == 0 else {
                 throw MetadataLogError(
                     description: "no producer ids: \(ErrorCode(rawValue: response.errorCode).name)")

@@ -26,7 +26,7 @@ package enum OffsetForLeaderEpochHandler {
                 let promise = context.loop.eventLoop.makePromise(of: Found.self)
                 context.services.loops.loop(of: key, near: context.loop).post { loop in
                     guard let partition = loop.partition(key) else {
-                        promise.succeed(Found(error: loop.absence))
+                        promise.succeed(Found(error: loop.absence(of: key)))
                         return
                     }
                     partition.whenOpen { promise.succeed(find(wanted, in: $0)) }
@@ -62,12 +62,13 @@ package enum OffsetForLeaderEpochHandler {
         let leadership = partition.checkLeadership(currentLeaderEpoch: wanted.currentLeaderEpoch)
         guard leadership == .none else { return Found(error: leadership) }
         guard case .success(let log) = partition.openLog else { return Found(error: .kafkaStorageError) }
+        guard let mark = partition.visibleEnd else { return Found(error: .offsetNotAvailable) }
         // The current epoch ends, for clients, at the high watermark: what lies above could still vanish.
         if wanted.leaderEpoch == partition.leaderEpoch?.rawValue {
-            return Found(epoch: wanted.leaderEpoch, endOffset: partition.highWatermark.rawValue)
+            return Found(epoch: wanted.leaderEpoch, endOffset: mark.rawValue)
         }
         guard let end = log.leaderEpochs.endOffset(
             for: LeaderEpoch(wanted.leaderEpoch), logEnd: log.logEndOffset) else { return Found() }
-        return Found(epoch: end.epoch.rawValue, endOffset: min(end.endOffset, partition.highWatermark).rawValue)
+        return Found(epoch: end.epoch.rawValue, endOffset: min(end.endOffset, mark).rawValue)
     }
 }

@@ -20,7 +20,7 @@ package enum AddOffsetsToTxnHandler {
         }
         // A producer may name a group whose coordinator nobody has asked for yet.
         let loop = context.loop
-        let created = context.services.controller.autoCreateTopics([TopicName.consumerOffsets])
+        let created = context.services.controllerChannel.autoCreateTopics([TopicName.consumerOffsets])
         created.hop(to: loop.eventLoop).assumeIsolated().whenComplete { result in
             if case .failure(let error) = result {
                 loop.logger.error("\(TopicName.consumerOffsets) cannot be created", metadata: ["cause": "\(error)"])

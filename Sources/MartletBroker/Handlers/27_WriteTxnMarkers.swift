@@ -19,7 +19,7 @@ package enum WriteTxnMarkersHandler {
             if wanted.producerID < 0 || wanted.producerEpoch < 0 {
                 promise.succeed(partitions.map { PartitionOutcome(partition: $0, error: .invalidRequest) })
             } else {
-                MarkerWriter.write(marker, to: partitions, from: context.loop) { promise.succeed($0) }
+                MarkerWriter.writeHere(marker, to: partitions, from: context.loop) { promise.succeed($0) }
             }
             return promise.futureResult.map { outcomes -> WriteTxnMarkersResponse.WritableTxnMarkerResult in
                 var rest = outcomes[...]

@@ -16,7 +16,7 @@ package enum DescribeClusterHandler {
             return
         }
         response.clusterID = context.image.clusterID?.description ?? ""
-        response.controllerID = context.services.settings.nodeID.rawValue
+        response.controllerID = context.controllerID
         if request.includeClusterAuthorizedOperations {
             response.clusterAuthorizedOperations = AuthorizedOperations.cluster
         }

@@ -44,7 +44,7 @@ package enum DescribeProducersHandler {
         context.services.loops.loop(of: key).post { loop in
             guard let partition = loop.partition(key) else {
                 var absent = empty
-                absent.errorCode = loop.absence.rawValue
+                absent.errorCode = loop.absence(of: key).rawValue
                 return promise.succeed(absent)
             }
             partition.whenOpen { partition in

@@ -100,7 +100,7 @@ package enum DescribeShareGroupOffsetsHandler {
             context.services.loops.loop(of: key, near: context.loop).post { loop in
                 guard let partition = loop.partition(key) else {
                     var failed = known
-                    failed.errorCode = loop.absence.rawValue
+                    failed.errorCode = loop.absence(of: key).rawValue
                     return promise.succeed(failed)
                 }
                 partition.whenOpen { partition in

@@ -105,7 +105,7 @@ final class SharePartitionShell: @unchecked Sendable {
 
     private func load() {
         guard let partition = loop.partition(key) else {
-            return close(loop.absence, "the partition is not here")
+            return close(loop.absence(of: key), "the partition is not here")
         }
         partition.whenOpen { partition in
             guard case .loading = self.phase else { return }
@@ -127,18 +127,18 @@ final class SharePartitionShell: @unchecked Sendable {
         }
         guard response.startOffset < 0 else { return activate(response) }
         // The group has never read here.
-        guard let partition = loop.partition(key), case .success(let log) = partition.openLog else {
-            return close(.notLeaderOrFollower, "the partition is not open")
-        }
+        guard let partition = loop.partition(key), case .success(let log) = partition.openLog,
+            let mark = partition.visibleEnd
+        else { return close(.notLeaderOrFollower, "the partition is not open, or its leader has just begun") }
         var found = response
         switch core.settings.offsetReset {
-        case .latest: found.startOffset = partition.highWatermark.rawValue
+        case .latest: found.startOffset = mark.rawValue
         case .earliest: found.startOffset = log.logStartOffset.rawValue
         case .duration(let milliseconds):
             let time = Timestamp(milliseconds: max(0, loop.wallTime.rawValue - milliseconds))
             do throws(ReadError) {
-                let match = try log.offset(for: time, upTo: partition.highWatermark)
-                found.startOffset = (match?.offset ?? partition.highWatermark).rawValue
+                let match = try log.offset(for: time, upTo: mark)
+                found.startOffset = (match?.offset ?? mark).rawValue
             } catch {
                 return close(error.errorCode, "\(error)")
             }
@@ -226,7 +226,7 @@ final class SharePartitionShell: @unchecked Sendable {
     private func read(_ ask: ShareFetchAsk, rounds: Int, _ reply: @escaping (ShareFetchOutcome) -> Void) {
         guard core.canAcquire, rounds > 0 else { return reply(ShareFetchOutcome()) }
         guard let partition = loop.partition(key) else {
-            return reply(ShareFetchOutcome(error: loop.absence))
+            return reply(ShareFetchOutcome(error: loop.absence(of: key)))
         }
         guard partition.isOpen else {
             isReading = true

@@ -32,6 +32,14 @@ package final class ShareStateShards {
         shards = [:]
     }
 
+    /// Other brokers may lead now what this one coordinated.
+    func leadersChanged() {
+        for (key, shard) in shards.sorted(by: { $0.key < $1.key }) where loop.image.coordinationError(key) != nil {
+            shard.resign()
+            shards[key] = nil
+        }
+    }
+
     private var inOrder: [ShareStateShardShell] { shards.sorted { $0.key < $1.key }.map(\.value) }
 }
 
@@ -56,6 +64,7 @@ extension BrokerLoop {
         guard let key = shareStateShard(of: request.id) else {
             return reply(ShareStateResponse(.coordinatorNotAvailable))
         }
+        if let code = image.coordinationError(key) { return reply(ShareStateResponse(code)) }
         let target = services.loops.loop(of: key)
         let run: @Sendable (BrokerLoop) -> Void = { target in
             guard let shard = target.shareStates.shard(key) else {
@@ -99,7 +108,7 @@ enum ShareStateOrders {
         guard loop.image.topicID(named: TopicName.shareGroupState) == nil else {
             return ask(order, loop, done)
         }
-        let created = loop.services.controller.autoCreateTopics([TopicName.shareGroupState]).hop(
+        let created = loop.services.controllerChannel.autoCreateTopics([TopicName.shareGroupState]).hop(
             to: loop.eventLoop)
         created.assumeIsolated().whenComplete { _ in ask(order, loop, done) }
     }

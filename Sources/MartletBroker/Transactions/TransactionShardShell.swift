@@ -120,7 +120,7 @@ final class TransactionShardShell: ShardOwner, @unchecked Sendable {
 
     private func allocate(_ id: RequestID) {
         let services = loop.services
-        let allocated = services.producerIDs.next(controller: services.controller, on: loop.eventLoop)
+        let allocated = services.producerIDs.next(services: services, on: loop.eventLoop)
         allocated.assumeIsolated().whenComplete(
             log.whileItLasts { result in
                 switch result {

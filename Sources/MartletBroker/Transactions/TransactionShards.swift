@@ -1,5 +1,6 @@
 internal import MartletController
 package import MartletCoordinators
+internal import MartletKafkaProtocol
 internal import MartletLogModel
 internal import MartletStorage
 package import NIOCore
@@ -29,7 +30,7 @@ package final class TransactionShards {
         for index in topic.partitions.indices {
             let key = PartitionKey(topicID: topic.id, partition: PartitionIndex(Int32(index)))
             guard loop.services.loops.loop(of: key) === loop,
-                onDisk.contains(TopicPartition(topic.name, Int32(index)))
+                onDisk.contains(TopicPartition(topic.name, Int32(index))), loop.image.coordinationError(key) == nil
             else { continue }
             shard(key)?.log.resume()
         }
@@ -45,6 +46,14 @@ package final class TransactionShards {
         shards = [:]
     }
 
+    /// Other brokers may lead now what this one coordinated.
+    func leadersChanged() {
+        for (key, shard) in shards.sorted(by: { $0.key < $1.key }) where loop.image.coordinationError(key) != nil {
+            shard.resign()
+            shards[key] = nil
+        }
+    }
+
     private var inOrder: [TransactionShardShell] { shards.sorted { $0.key < $1.key }.map(\.value) }
 }
 
@@ -58,13 +67,8 @@ extension BrokerLoop {
         return PartitionKey(topicID: topic.id, partition: PartitionIndex(index))
     }
 
-    /// All shards of the cluster's transaction coordinator.
-    package var allTransactionShards: [PartitionKey] {
-        guard let topic = image.topic(named: TopicName.transactionState) else { return [] }
-        return topic.partitions.indices.map {
-            PartitionKey(topicID: topic.id, partition: PartitionIndex(Int32($0)))
-        }
-    }
+    /// All shards of the transaction coordinator that this broker has.
+    package var allTransactionShards: [PartitionKey] { image.coordinatedPartitions(of: TopicName.transactionState) }
 
     /// Runs a request on the shard of its transactional id; `reply` runs on this loop.
     package func coordinate(
@@ -76,10 +80,26 @@ extension BrokerLoop {
         coordinate(key, request, reply: reply)
     }
 
+    /// As ``coordinate(_:reply:)``, wherever the coordinator is: what a partition or a group asks about a transaction of
+    /// its writer (KIP-890).
+    func askCoordinator(_ question: TransactionRequest, reply: @escaping @Sendable (TransactionResponse) -> Void) {
+        guard let id = question.transactionalID, let key = transactionShard(of: id),
+            image.coordinationError(key) == .notCoordinator,
+            let leader = image.topic(id: key.topicID)?.partition(key.partition)?.leader,
+            let address = image.peerAddress(of: leader), let request = AddPartitionsToTxnRequest(question)
+        else { return coordinate(question, reply: reply) }
+        peers.send(request, to: leader, at: address, from: AddPartitionsToTxnRequest.firstOfBrokers) { response in
+            reply(response.map { $0.answer(to: question) } ?? TransactionCoordinatorShard.refusal(question, .coordinatorNotAvailable))
+        }
+    }
+
     package func coordinate(
         _ key: PartitionKey, _ request: TransactionRequest,
         reply: @escaping @Sendable (TransactionResponse) -> Void
     ) {
+        if let code = image.coordinationError(key) {
+            return reply(TransactionCoordinatorShard.refusal(request, code))
+        }
         let target = services.loops.loop(of: key)
         let run: @Sendable (BrokerLoop) -> Void = { target in
             guard let shard = target.transactions.shard(key) else {
@@ -91,6 +111,56 @@ extension BrokerLoop {
             }
         }
         if target === self { run(self) } else { target.post(run) }
+    }
+}
+
+extension AddPartitionsToTxnRequest {
+    /// From here on brokers ask, for any number of transactions (KIP-890).
+    fileprivate static var firstOfBrokers: Int16 { 4 }
+
+    /// `nil` for what is no question of a broker.
+    fileprivate init?(_ question: TransactionRequest) {
+        self.init()
+        var transaction = AddPartitionsToTxnTransaction()
+        let partitions: [TopicPartition]
+        switch question {
+        case .verifyPartitions(let id, let producer, let asked):
+            transaction.transactionalID = id
+            transaction.producerID = producer.id
+            transaction.producerEpoch = producer.epoch
+            transaction.verifyOnly = true
+            partitions = asked
+        case .addPartitions(let id, let producer, let asked, .second):
+            transaction.transactionalID = id
+            transaction.producerID = producer.id
+            transaction.producerEpoch = producer.epoch
+            partitions = asked
+        case .addPartitions, .initialize, .end, .describe, .list: return nil
+        }
+        transaction.topics = partitions.map { partition in
+            var topic = AddPartitionsToTxnTopic()
+            topic.name = partition.topic
+            topic.partitions = [partition.partition.rawValue]
+            return topic
+        }
+        transactions = [transaction]
+    }
+}
+
+extension AddPartitionsToTxnResponse {
+    fileprivate func answer(to question: TransactionRequest) -> TransactionResponse {
+        guard errorCode == 0, let result = resultsByTransaction.first else {
+            return TransactionCoordinatorShard.refusal(
+                question, errorCode == 0 ? .unknownServerError : ErrorCode(rawValue: errorCode))
+        }
+        return .partitions(
+            result.topicResults.flatMap { topic in
+                topic.resultsByPartition.map {
+                    PartitionOutcome(
+                        partition: TopicPartition(topic.name, $0.partitionIndex),
+                        error: ErrorCode(rawValue: $0.partitionErrorCode))
+                }
+            })
     }
 }
 
