@@ -31,7 +31,7 @@ extension ControllerRequest {
 ///
 /// Two connections to the controller's node: what the broker itself says, such as heartbeats, does not queue behind what
 /// clients want.
-// SAFETY: links and counters are touched on `eventLoop` alone; who leads is behind a mutex.
+// SAFETY: links and counters are touched on `eventLoop` alone; who leads is behind a lock.
 package final class ControllerChannel: @unchecked Sendable {
     static let standardTimeoutMilliseconds: Int64 = 15_000
     /// Bounds of what a client may make us wait.

@@ -69,7 +69,7 @@ package final class MemberBytesTotal: Sendable {
 /// with its connection, a batch needs no wake-up of another thread, which for small batches is a quarter of the
 /// whole cost (16 KiB produce: 0.70 against 0.95 CPU-seconds per GB). It stays there as long as its topic lives.
 // SAFETY: `all` is set once, before the listener accepts and before any loop runs a task of ours; where partitions
-// live is behind a mutex.
+// live is behind a lock.
 package final class LoopRegistry: @unchecked Sendable {
     /// Partitions that a loop may have beyond the one with the fewest. Few clients must not put all their work
     /// on one core.
