@@ -127,19 +127,7 @@ final class TestCluster {
     func createTopic(
         _ name: String, through id: Int32, partitions: Int32 = 1, replicas: Int16 = 1, configs: [String: String] = [:]
     ) throws -> Int16 {
-        var topic = CreateTopicsRequest.CreatableTopic()
-        topic.name = name
-        topic.numPartitions = partitions
-        topic.replicationFactor = replicas
-        topic.configs = configs.sorted { $0.key < $1.key }.map {
-            var config = CreateTopicsRequest.CreatableTopicConfig()
-            config.name = $0.key
-            config.value = $0.value
-            return config
-        }
-        var request = CreateTopicsRequest()
-        request.topics = [topic]
-        request.timeoutMs = 20_000
+        let request = CreateTopicsRequest(name, partitions: partitions, replicas: replicas, configs: configs)
         return try WireClient(port: port(id)).call(request).topics.first?.errorCode ?? -1
     }
 }

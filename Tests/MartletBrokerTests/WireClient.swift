@@ -112,20 +112,7 @@ final class WireClient {
 extension WireClient {
     @discardableResult
     func createTopic(_ name: String, partitions: Int32 = 1, configs: [String: String] = [:]) throws -> UniversalID {
-        var topic = CreateTopicsRequest.CreatableTopic()
-        topic.name = name
-        topic.numPartitions = partitions
-        topic.replicationFactor = 1
-        topic.configs = configs.sorted { $0.key < $1.key }.map {
-            var config = CreateTopicsRequest.CreatableTopicConfig()
-            config.name = $0.key
-            config.value = $0.value
-            return config
-        }
-        var request = CreateTopicsRequest()
-        request.topics = [topic]
-        request.timeoutMs = 10_000
-        let response = try call(request)
+        let response = try call(CreateTopicsRequest(name, partitions: partitions, replicas: 1, configs: configs))
         guard response.topics.first?.errorCode == 0, let id = response.topics.first?.topicID else {
             throw DecodeFailure(text: "topic not created: \(response)")
         }
@@ -191,6 +178,24 @@ func makeBatch(
     return try builder.build(
         RecordBatchBuilder.Options(
             codec: codec, producerID: producerID, producerEpoch: producerEpoch, baseSequence: baseSequence))
+}
+
+extension CreateTopicsRequest {
+    init(_ name: String, partitions: Int32, replicas: Int16, configs: [String: String]) {
+        self.init()
+        var topic = CreatableTopic()
+        topic.name = name
+        topic.numPartitions = partitions
+        topic.replicationFactor = replicas
+        topic.configs = configs.sorted { $0.key < $1.key }.map {
+            var config = CreatableTopicConfig()
+            config.name = $0.key
+            config.value = $0.value
+            return config
+        }
+        topics = [topic]
+        timeoutMs = 20_000
+    }
 }
 
 extension InitProducerIdRequest {
